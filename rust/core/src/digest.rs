@@ -1,0 +1,279 @@
+//! Digests: the names of blobs.
+//!
+//! A digest is the hash of a blob's *uncompressed* bytes and is written `sha256:<64 hex>` or, in stores that opted in, `blake3:<64 hex>`. In
+//! Rust it is a value of 33 bytes, never a string. This file is the only one that names the hash crates.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::Digest as _;
+
+use crate::error::{Error, Result};
+
+/// Hash function of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// FIPS 180-4; the published format's only one.
+    Sha256,
+    /// BLAKE3 with 32 bytes of output.
+    Blake3,
+}
+
+impl Algorithm {
+    /// The name that stands before the colon and in paths.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Blake3 => "blake3",
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "sha256" => Ok(Self::Sha256),
+            "blake3" => Ok(Self::Blake3),
+            other => Err(Error::format("digest algorithm", format!("{other:?} is neither sha256 nor blake3"))),
+        }
+    }
+}
+
+/// Name of a blob.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest {
+    algorithm: Algorithm,
+    bytes: [u8; 32],
+}
+
+impl Digest {
+    /// A digest from its parts.
+    #[must_use]
+    pub const fn new(algorithm: Algorithm, bytes: [u8; 32]) -> Self {
+        Self { algorithm, bytes }
+    }
+
+    /// The function that made it.
+    #[must_use]
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.bytes
+    }
+
+    /// The 64 lower-case hexadecimal digits.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut out = String::with_capacity(64);
+        for byte in self.bytes {
+            out.push(DIGITS[usize::from(byte >> 4)] as char);
+            out.push(DIGITS[usize::from(byte & 15)] as char);
+        }
+        out
+    }
+
+    /// From 64 lower-case hexadecimal digits without a prefix.
+    pub fn from_hex(algorithm: Algorithm, hex: &str) -> Result<Self> {
+        match decode(hex.as_bytes()) {
+            Some(bytes) => Ok(Self { algorithm, bytes }),
+            None => Err(Error::format(format!("digest {hex:?}"), "not 64 lower-case hexadecimal digits")),
+        }
+    }
+}
+
+fn decode(hex: &[u8]) -> Option<[u8; 32]> {
+    const fn nibble(c: u8) -> u8 {
+        match c {
+            b'0'..=b'9' => c - b'0',
+            b'a'..=b'f' => c - b'a' + 10,
+            _ => 0xff,
+        }
+    }
+    const TABLE: [u8; 256] = {
+        let mut table = [0; 256];
+        let mut i = 0;
+        while i < 256 {
+            #[expect(clippy::cast_possible_truncation, reason = "i < 256")]
+            let c = i as u8;
+            table[i] = nibble(c);
+            i += 1;
+        }
+        table
+    };
+    let hex: &[u8; 64] = hex.try_into().ok()?;
+    let mut out = [0; 32];
+    let mut bad = 0;
+    for (byte, pair) in out.iter_mut().zip(hex.chunks_exact(2)) {
+        let (high, low) = (TABLE[usize::from(pair[0])], TABLE[usize::from(pair[1])]);
+        bad |= high | low;
+        *byte = high << 4 | low & 15;
+    }
+    (bad & 0xf0 == 0).then_some(out)
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let (algorithm, hex) = if let Some(hex) = s.strip_prefix("sha256:") {
+            (Algorithm::Sha256, hex)
+        } else if let Some(hex) = s.strip_prefix("blake3:") {
+            (Algorithm::Blake3, hex)
+        } else {
+            return Err(Error::format(format!("digest {s:?}"), "the prefix is neither sha256: nor blake3:"));
+        };
+        match decode(hex.as_bytes()) {
+            Some(bytes) => Ok(Self { algorithm, bytes }),
+            None => Err(Error::format(format!("digest {s:?}"), "not 64 lower-case hexadecimal digits")),
+        }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm, self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Written as its string.
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Read from its string, borrowed where the input allows it.
+impl<'de> serde::Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Digest;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a digest such as sha256:<64 lower-case hexadecimal digits>")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<Digest, E> {
+                s.parse().map_err(|_| E::invalid_value(serde::de::Unexpected::Str(s), &self))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// A running hash.
+pub struct Hasher(State);
+
+enum State {
+    Sha256(sha2::Sha256),
+    Blake3(Box<blake3::Hasher>),
+}
+
+impl Hasher {
+    /// A hash of nothing yet.
+    #[must_use]
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
+            Algorithm::Blake3 => State::Blake3(Box::new(blake3::Hasher::new())),
+        })
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(hasher) => hasher.update(bytes),
+            State::Blake3(hasher) => {
+                hasher.update(bytes);
+            }
+        }
+    }
+
+    /// The digest of all bytes added.
+    #[must_use]
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            State::Sha256(hasher) => Digest::new(Algorithm::Sha256, hasher.finalize().into()),
+            State::Blake3(hasher) => Digest::new(Algorithm::Blake3, *hasher.finalize().as_bytes()),
+        }
+    }
+}
+
+/// Hashes one blob.
+#[must_use]
+pub fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+/// Hashes independent blobs of any lengths, in their order, on the calling thread.
+#[must_use]
+pub fn hash_many(algorithm: Algorithm, blobs: &[&[u8]]) -> Vec<Digest> {
+    blobs.iter().map(|blob| hash(algorithm, blob)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_vectors() {
+        // FIPS 180-4 examples (NIST), and the BLAKE3 team's test vector for no input.
+        let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hash(Algorithm::Sha256, b"abc").to_string(), abc);
+        let two_blocks = b"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
+        let want = "sha256:248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1";
+        assert_eq!(hash(Algorithm::Sha256, two_blocks).to_string(), want);
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(hash(Algorithm::Sha256, b"").to_string(), empty);
+        let empty = "blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        assert_eq!(hash(Algorithm::Blake3, b"").to_string(), empty);
+        assert_eq!(hash_many(Algorithm::Sha256, &[b"abc", b""])[0].to_string(), abc);
+    }
+
+    #[test]
+    fn text_form_is_strict() {
+        let good = format!("sha256:{}", "0a".repeat(32));
+        assert_eq!(good.parse::<Digest>().unwrap().to_string(), good);
+        for bad in ["", "sha256:", "SHA256:00", &good[..70], &format!("{good}0"), &good.replace('a', "A"), &good.replace('a', "g"), &good[7..]] {
+            let error = bad.parse::<Digest>().unwrap_err();
+            assert_eq!(error.code(), "format", "{bad:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn pieces_hash_as_the_whole(data: Vec<u8>, cut: proptest::sample::Index) {
+            for algorithm in [Algorithm::Sha256, Algorithm::Blake3] {
+                let (a, b) = data.split_at(cut.index(data.len() + 1));
+                let mut hasher = Hasher::new(algorithm);
+                hasher.update(a);
+                hasher.update(b);
+                let digest = hasher.finish();
+                proptest::prop_assert_eq!(digest, hash(algorithm, &data));
+                proptest::prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+            }
+        }
+    }
+}

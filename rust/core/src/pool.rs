@@ -1,0 +1,113 @@
+//! One thread pool for the process, and the handle by which a caller watches and stops a long call.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+static POOL: Mutex<Option<(u32, &'static rayon::ThreadPool)>> = Mutex::new(None);
+
+/// Number of threads that work at once: `PFIMG_THREADS`, else what the machine (or its container) grants.
+#[must_use]
+pub fn threads() -> usize {
+    std::env::var("PFIMG_THREADS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .filter(|&n: &usize| n > 0)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Runs `work` on the process's pool, so that rayon's parallel iterators inside use it.
+///
+/// A forked child inherits the pool's memory but none of its threads: the pool is therefore keyed by process id, and a child makes its own
+/// (the parent's is leaked there, since its threads cannot be joined).
+pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    pool().install(work)
+}
+
+fn pool() -> &'static rayon::ThreadPool {
+    let pid = std::process::id();
+    let mut slot = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((owner, pool)) = *slot
+        && owner == pid
+    {
+        return pool;
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads())
+        .thread_name(|n| format!("pfimg-{n}"))
+        .build()
+        .expect("the system grants no threads");
+    let pool: &'static rayon::ThreadPool = Box::leak(Box::new(pool));
+    *slot = Some((pid, pool));
+    pool
+}
+
+/// How far a long call has come, and whether it shall stop. Shared between the caller and the threads that work.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    items: AtomicU64,
+    bytes: AtomicU64,
+    total_items: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Monitor {
+    /// A monitor at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts finished work.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] once [`Monitor::cancel`] was called; callers pass it on, which ends the whole call.
+    pub fn advance(&self, items: u64, bytes: u64) -> Result<()> {
+        self.items.fetch_add(items, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.check()
+    }
+
+    /// Fails once the call was cancelled.
+    pub fn check(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Tells how many items there are in all, when it becomes known.
+    pub fn expect(&self, items: u64) {
+        self.total_items.fetch_add(items, Ordering::Relaxed);
+    }
+
+    /// Asks the call to stop at the next item.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Items done, bytes done, items expected (0 while unknown).
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.items), load(&self.bytes), load(&self.total_items))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cancelled_work_fails_at_the_next_item() {
+        let monitor = Monitor::new();
+        monitor.expect(2);
+        monitor.advance(1, 10).unwrap();
+        monitor.cancel();
+        assert!(matches!(monitor.advance(1, 5), Err(Error::Cancelled)));
+        assert_eq!(monitor.counts(), (2, 15, 2));
+    }
+
+    #[test]
+    fn pool_has_the_threads_it_says() {
+        assert_eq!(install(rayon::current_num_threads), threads());
+    }
+}
