@@ -1,0 +1,102 @@
+# Builds, tests and shows pfimg; `make` lists the targets. Everything that is missing is set up in .venv and target/, and again only when its
+# sources change. What must be there: git, make, Python 3.11+, a C compiler and cargo 1.89+.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint bench fmt clean python-found cargo-found
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install
+MODULE := $(VENV)/.module
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+# The same profile as the module: what both depend on is compiled once.
+CARGO_TEST := cargo test --locked --release -p pfimg-core
+
+# rustup installs there, and a shell that was not restarted since does not know it.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# One interpreter for every cargo run, so that none of them rebuilds what another has built.
+export PYO3_PYTHON := $(abspath $(PY))
+
+say = printf '\033[1m==> %s\033[0m\n' "$(1)"
+colour := $(shell [ -t 1 ] && echo yes || echo no)
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(MODULE) $(VENV)/.demo ## Carry real KV pages and a directory to a registry and back, and compare every byte
+	@$(PY) examples/demo.py
+
+test: $(MODULE) $(VENV)/.test cargo-found ## Run all tests in their short form
+	@mkdir -p .cache
+	@$(call say,Python tests)
+	@$(PY) -m pytest -q --color=$(colour) $(PYTEST_ARGS) | tee .cache/python.log
+	@$(call say,Rust tests)
+	@$(CARGO_TEST) 2>&1 | tee .cache/rust.log
+	@python=$$(tail -n 1 .cache/python.log | sed -E 's/\x1b\[[0-9;]*m//g; s/ in .*//; s/ passed/ Python/'); \
+	rust=$$(awk '/^test result: ok/ { n += $$4 } END { print n }' .cache/rust.log); \
+	$(call say,all tests passed: $$python; $$rust Rust)
+
+quick: $(MODULE) $(VENV)/.test ## Run the unit, property and conformance tests of Python
+	@$(PY) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit tests/property tests/conformance)
+
+lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check style and types in both languages, the stub against the binary, and licences
+	@$(call say,ruff)
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check .
+	@$(call say,mypy)
+	@$(PY) -m mypy
+	@$(PY) -m mypy.stubtest pfimg._core --concise
+	@$(call say,clippy and rustfmt)
+	@cargo fmt --all --check
+	@cargo clippy --locked --release --workspace --all-targets -- --deny warnings
+	@$(call say,licences)
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level warn check bans licenses sources; \
+	else echo "cargo-deny is not installed (cargo install cargo-deny --locked); only the licence test of the test suite looks"; fi
+	@$(call say,nothing to complain about)
+
+bench: $(MODULE) $(VENV)/.bench ## Measure against the peers, on real pages
+	@$(PY) -m pytest benches --benchmark-only --benchmark-sort=fullname $(PYTEST_ARGS)
+
+fmt: $(VENV)/.lint cargo-found ## Format Python and Rust
+	@$(VENV)/bin/ruff format --quiet .
+	@$(VENV)/bin/ruff check --quiet --fix-only .
+	@cargo fmt --all
+
+clean: ## Remove everything that was built here
+	@rm -rf .venv .venv-* .cache dist target python/pfimg/*.so
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What the targets above stand on. A stamp is as old as what was installed last.
+
+$(VENV)/.made: | python-found
+	@$(call say,making $(VENV))
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) --upgrade 'pip>=25.1'
+	@touch $@
+
+# One stamp for each dependency group of pyproject.toml.
+$(VENV)/.build $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: pyproject.toml $(VENV)/.made
+	@$(call say,installing what '$*' needs)
+	@$(PIP) --group $*
+	@touch $@
+
+$(MODULE): $(RUST_SOURCES) $(VENV)/.build | cargo-found
+	@$(call say,building the extension)
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --skip-install-message 2>&1
+	@touch $@
+
+python-found:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "pfimg needs Python 3.11 or newer with venv as $(PYTHON): apt-get install python3 python3-venv, or name another with make PYTHON=python3.12" >&2; exit 1; }
+
+cargo-found:
+	@minor=$$(cargo --version 2>/dev/null | sed -nE 's/^cargo 1\.([0-9]+).*/\1/p'); \
+	[ "$${minor:-0}" -ge 89 ] || { echo "pfimg needs cargo 1.89 or newer: $$(command -v rustup >/dev/null && echo rustup update stable || \
+		echo 'curl --proto =https -sSf https://sh.rustup.rs | sh -s -- -y')" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "pfimg needs a C compiler: apt-get install build-essential" >&2; exit 1; }
