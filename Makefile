@@ -23,8 +23,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # One interpreter for every cargo run, so that none of them rebuilds what another has built.
 export PYO3_PYTHON := $(abspath $(PY))
 
-say = printf '\033[1m==> %s\033[0m\n' "$(1)"
-colour := $(shell [ -t 1 ] && echo yes || echo no)
+# Make tells in MAKE_TERMOUT whether it writes to a terminal; the output of some commands goes through tee, so that they cannot see it.
+colour := $(if $(and $(MAKE_TERMOUT),$(if $(NO_COLOR),,1)),yes,no)
+say = printf '$(if $(filter yes,$(colour)),\033[1m==> %s\033[0m,==> %s)\n' "$(1)"
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
