@@ -6,6 +6,7 @@
 //! [`error`], [`limits`] → [`path`], [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] → [`store`] →
 //! [`images`] → [`walk`], [`capture`], [`restore`] → [`verify`], [`gc`].
 
+pub mod codec;
 pub mod digest;
 pub mod error;
 pub mod limits;

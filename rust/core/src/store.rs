@@ -7,9 +7,10 @@ mod memory;
 
 use std::io::{Read, Write};
 
-use crate::digest::{Algorithm, Digest};
+use crate::digest::{self, Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::pool::Monitor;
 
 pub use memory::MemoryStore;
 
@@ -38,21 +39,57 @@ pub trait BlobStore: Send + Sync {
         blobs.iter().enumerate().map(|(index, blob)| self.put(blob).map_err(|error| error.at(index))).collect()
     }
 
-    /// Stores what `reader` gives until its end, without holding all of it in memory where the store can. `len` is the length if it is
-    /// known; a reader that gives another number of bytes is an error, and nothing is stored.
-    fn put_stream(&self, reader: &mut dyn Read, len: Option<u64>) -> Result<(Digest, u64)> {
+    /// Stores a batch like [`BlobStore::put_many`], where some names are known: an item whose digest is given and already stored is neither
+    /// read nor hashed; any other is hashed and must match ([`Error::Integrity`] otherwise).
+    fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>]) -> Result<Vec<Digest>> {
+        let put = |blob: &[u8], name: Option<Digest>| match name {
+            Some(name) if self.has(&name)? => Ok(name),
+            Some(name) => {
+                check_digest(self.algorithm(), blob, &name)?;
+                self.put(blob)
+            }
+            None => self.put(blob),
+        };
+        let items = blobs.iter().zip(digests).enumerate();
+        items.map(|(index, (blob, name))| put(blob, *name).map_err(|error| error.at(index))).collect()
+    }
+
+    /// Which of a batch are there.
+    fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>> {
+        digests.iter().enumerate().map(|(index, digest)| self.has(digest).map_err(|error| error.at(index))).collect()
+    }
+
+    /// Reads a blob into `out`, which must have the blob's length ([`Error::Format`] otherwise). After an error `out` holds undefined bytes.
+    fn get_into(&self, digest: &Digest, out: &mut [u8]) -> Result<()> {
+        let bytes = self.get(digest)?;
+        if bytes.len() != out.len() {
+            return Err(wrong_length(digest, bytes.len() as u64, out.len()));
+        }
+        out.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// Reads a batch, each blob into the buffer beside it, in parallel where the store can; the results are in the same order.
+    fn get_many_into(&self, items: &mut [(Digest, &mut [u8])], monitor: &Monitor) -> Vec<Result<()>> {
+        let get = |(digest, out): &mut (Digest, &mut [u8])| {
+            self.get_into(digest, out)?;
+            monitor.advance(1, out.len() as u64)
+        };
+        items.iter_mut().map(get).collect()
+    }
+
+    /// Stores what `reader` gives until its end, which must come after `len` bytes ([`Error::Changed`] otherwise, and nothing is stored). A
+    /// store on disk does not hold all of it in memory.
+    fn put_stream(&self, reader: &mut dyn Read, len: u64) -> Result<Digest> {
+        if len > limits::BLOB_IN_MEMORY_BYTES {
+            return Err(Error::Limit { what: format!("blob of {len} bytes"), name: "BLOB_IN_MEMORY_BYTES", limit: limits::BLOB_IN_MEMORY_BYTES });
+        }
         let mut bytes = Vec::new();
-        reader.take(limits::BLOB_IN_MEMORY_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", "stream"))?;
-        let got = bytes.len() as u64;
-        if got > limits::BLOB_IN_MEMORY_BYTES {
-            return Err(Error::Limit { what: "streamed blob".into(), name: "BLOB_IN_MEMORY_BYTES", limit: limits::BLOB_IN_MEMORY_BYTES });
+        let got = reader.take(len + 1).read_to_end(&mut bytes).map_err(Error::io("read", "stream"))? as u64;
+        if got != len {
+            return Err(Error::Changed { path: "stream".into(), reason: format!("it does not end after {len} bytes") });
         }
-        if let Some(len) = len
-            && len != got
-        {
-            return Err(Error::Changed { path: "stream".into(), reason: format!("{got} bytes instead of {len}") });
-        }
-        Ok((self.put(&bytes)?, got))
+        self.put(&bytes)
     }
 
     /// Writes the blob's bytes to `writer`, without holding all of them in memory where the store can; returns their number. Bytes may have
@@ -62,4 +99,15 @@ pub trait BlobStore: Send + Sync {
         writer.write_all(&bytes).map_err(Error::io("write", "stream"))?;
         Ok(bytes.len() as u64)
     }
+}
+
+/// Fails unless `bytes` hash to `name`.
+pub(crate) fn check_digest(algorithm: Algorithm, bytes: &[u8], name: &Digest) -> Result<()> {
+    let found = digest::hash(algorithm, bytes);
+    if found == *name { Ok(()) } else { Err(Error::integrity(name, format!("its bytes hash to {found}"))) }
+}
+
+/// The blob is sound, but the caller expected another size.
+pub(crate) fn wrong_length(digest: &Digest, len: u64, expected: usize) -> Error {
+    Error::format(format!("blob {digest}"), format!("has {len} bytes where {expected} are expected"))
 }
