@@ -1,0 +1,1 @@
+{"algorithm":"hmac-sha256","manifest_digest":"1ac281f51dbf86973da73bfdad567143441296fe4dd8c7d0aa530144e64ae844","signature":"6a3aab9b5827f3ec8d1b654caf4f167d54e0318067eee5dd6d4de5df1be83839"}

@@ -1,0 +1,1 @@
+{"algorithm":"hmac-sha256","manifest_digest":"cff556416ec082abb4cdcb899d421fcf800a3a53162c992a4f33f5a4b9bec892","signature":"bd926075b43bf8162b5002a4f7016d8751da7ff1a3a94b8238c1dd3713e22f10"}
