@@ -1,7 +1,9 @@
 //! One thread pool for the process, and the handle by which a caller watches and stops a long call.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -23,6 +25,24 @@ pub fn threads() -> usize {
 /// (the parent's is leaked there, since its threads cannot be joined).
 pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     pool().install(work)
+}
+
+/// As [`install`], while the calling thread calls `poll` at once and then every `interval`.
+pub fn install_polling<R: Send>(work: impl FnOnce() -> R + Send, interval: Duration, mut poll: impl FnMut()) -> R {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    pool()
+        .in_place_scope(|scope| {
+            scope.spawn(move |_| sender.send(work()).expect("the receiver outlives the scope"));
+            loop {
+                poll();
+                match receiver.recv_timeout(interval) {
+                    Ok(result) => return Some(result),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return None,
+                }
+            }
+        })
+        .expect("the scope has raised the panic of its work")
 }
 
 fn pool() -> &'static rayon::ThreadPool {
@@ -104,6 +124,31 @@ mod tests {
         monitor.cancel();
         assert!(matches!(monitor.advance(1, 5), Err(Error::Cancelled)));
         assert_eq!(monitor.counts(), (2, 15, 2));
+    }
+
+    #[test]
+    fn polls_beside_the_work_until_it_ends() {
+        let (started, begun) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let mut polls = 0;
+        let result = install_polling(
+            move || {
+                started.send(()).unwrap();
+                released.recv().unwrap();
+                rayon::current_num_threads()
+            },
+            Duration::from_millis(1),
+            || {
+                polls += 1;
+                match polls {
+                    1 => begun.recv().unwrap(),
+                    3 => release.send(()).unwrap(),
+                    _ => {}
+                }
+            },
+        );
+        assert_eq!(result, threads());
+        assert!(polls >= 3);
     }
 
     #[test]

@@ -1,0 +1,53 @@
+//! Frames outside of a store.
+
+use pfimg_core::codec::{self, DecodeError, Encoding};
+use pfimg_core::{Digest, Error, digest, limits};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::buffers::Buffer;
+use crate::errors::Result;
+use crate::work;
+
+/// Encodes a blob as one standard zstd frame, as a store with this codec and level would write it.
+#[pyfunction]
+#[pyo3(signature = (data, *, codec = "auto", level = 1))]
+pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str, level: i32) -> Result<Bound<'py, PyBytes>> {
+    let encoding = Encoding::new(codec.parse()?, level)?;
+    let data = Buffer::of(data, "data")?;
+    let frame = work::compute(py, data.bytes().len(), || encoding.encode(data.bytes()));
+    Ok(PyBytes::new_with(py, frame.len(), |mut out| {
+        for slice in frame.slices() {
+            out.split_off_mut(..slice.len()).expect("a frame is as long as its slices").copy_from_slice(&slice);
+        }
+        Ok(())
+    })?)
+}
+
+/// The content of any standard zstd frames, of at most 1 GiB. With `expect`, content that does not hash to it is an `IntegrityError`.
+#[pyfunction]
+#[pyo3(signature = (frame, *, expect = None))]
+pub fn decode_frame<'py>(py: Python<'py>, frame: &Bound<'py, PyAny>, expect: Option<&str>) -> Result<Bound<'py, PyBytes>> {
+    let expect = expect.map(str::parse::<Digest>).transpose()?;
+    let frame = Buffer::of(frame, "frame")?;
+    let content = py.detach(|| {
+        let content = codec::decode(frame.bytes(), limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
+        if let Some(expect) = expect {
+            let found = digest::hash(expect.algorithm(), &content);
+            if found != expect {
+                return Err(Error::integrity(expect, format!("the frame's content hashes to {found}")));
+            }
+        }
+        Ok(content)
+    })?;
+    Ok(PyBytes::new(py, &content))
+}
+
+fn refused(error: DecodeError) -> Error {
+    match error {
+        DecodeError::Malformed(reason) => Error::format("frame", reason),
+        DecodeError::TooLarge => {
+            Error::Limit { what: "the frame's content".into(), name: "BLOB_IN_MEMORY_BYTES", limit: limits::BLOB_IN_MEMORY_BYTES }
+        }
+    }
+}
