@@ -1,0 +1,287 @@
+"""Plain values that calls take and return: progress events, reports, differences.
+
+All are frozen, and print as a short table. Sizes are in bytes, times in seconds; printed sizes are in decimal units (1 kB = 1,000
+bytes).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from pfimg._core import Manifest, Tick
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long call has come.
+
+    Attributes:
+        phase: What is being done, such as `capture`, `verify`, `send`.
+        done: Items finished in this phase.
+        total: Items expected; 0 while that is unknown.
+        bytes: Bytes finished in this phase.
+        total_bytes: Bytes expected, or None while that is unknown.
+    """
+
+    phase: str
+    done: int
+    total: int
+    bytes: int
+    total_bytes: int | None = None
+
+
+ProgressCallback: TypeAlias = Callable[[Progress], object]
+"""What `progress=` takes. It is called from the thread that made the call, about ten times a second; what it raises ends the
+call."""
+
+
+def ticker(progress: ProgressCallback | None, phase: str) -> "Tick | None":
+    """What the core calls, for a callable that wants events."""
+    if progress is None:
+        return None
+    return lambda done, total, size: progress(Progress(phase, done, total, size))
+
+
+def human_size(count: float) -> str:
+    """`1234567` as `1.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.95:  # noqa: PLR2004 - what would round to 1,000
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _table(title: str, rows: Iterable[tuple[str, object]]) -> str:
+    lines = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in lines), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in lines)])
+
+
+def _listed(items: "Iterable[object]", show: int = 5) -> str:
+    """The first few of a list, for one row of a table."""
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:show]) + (f" and {len(texts) - show:,} more" if len(texts) > show else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `verify` found.
+
+    Attributes:
+        digest: The blob, or the image; None for a file that is neither.
+        path: Where it lies (or would lie, or was moved to); None when the blobs are not in a directory.
+        images: Ids of the images that need it, sorted.
+    """
+
+    digest: str | None
+    path: str | None
+    images: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        name = self.digest or self.path or "?"
+        return f"{name} (needed by {_listed(self.images, 2)})" if self.images else name
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `PfStore.verify` found.
+
+    Attributes:
+        checked: Blobs read and hashed.
+        bytes: Their decoded size.
+        corrupt: Blobs that do not hash to their name; they were moved to `quarantine/`.
+        missing: Blobs that an image needs and that are not here.
+        unreachable: Blobs that no image and no pin needs; `gc` would remove them once they are old enough.
+        foreign: Files that are no blobs of this store.
+        partial: Ids of images of which only a part was pulled; what they lack is not missing.
+        repaired: Blobs that were fetched again, because they had been corrupt or missing.
+    """
+
+    checked: int
+    bytes: int
+    corrupt: tuple[Finding, ...] = ()
+    missing: tuple[Finding, ...] = ()
+    unreachable: tuple[Finding, ...] = ()
+    foreign: tuple[Finding, ...] = ()
+    partial: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every blob that is here is intact, and every blob that is needed is here."""
+        return not self.corrupt and not self.missing
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, object]] = [("checked", f"{self.checked:,} blobs, {human_size(self.bytes)}")]
+        for name in ("corrupt", "missing"):
+            rows += [(name, finding) for finding in getattr(self, name)]
+        lists = {"unreachable": self.unreachable, "foreign": self.foreign, "partial": self.partial, "repaired": self.repaired}
+        rows += [(name, len(found)) for name, found in lists.items() if found]
+        return _table("intact" if self.ok else "DAMAGED", rows)
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What `PfStore.gc` removed, or with `dry_run` would remove.
+
+    Attributes:
+        freed: Blobs removed.
+        freed_bytes: What they took on disk.
+        kept: Blobs that stay.
+        dry_run: Whether nothing was removed in truth.
+    """
+
+    freed: int
+    freed_bytes: int
+    kept: int
+    dry_run: bool = False
+
+    def __str__(self) -> str:
+        freed = f"{self.freed:,} blobs, {human_size(self.freed_bytes)}"
+        return _table("would be freed" if self.dry_run else "freed", [("freed", freed), ("kept", f"{self.kept:,} blobs")])
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What is in a store, and what this handle has done with it.
+
+    Attributes:
+        blobs: Blobs in the store.
+        images: Images in the store.
+        physical_bytes: What the blobs take on disk.
+        logical_bytes: What they are decoded.
+        counters: Counts since this handle was opened, such as `hits`, `misses`, `corrupt`, `bytes_read`, `bytes_written`.
+    """
+
+    blobs: int
+    images: int
+    physical_bytes: int
+    logical_bytes: int
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        share = (
+            f", {self.physical_bytes / self.logical_bytes:.1%} of {human_size(self.logical_bytes)}" if self.logical_bytes else ""
+        )
+        rows: list[tuple[str, object]] = [("blobs", self.blobs), ("images", self.images)]
+        rows.append(("on disk", human_size(self.physical_bytes) + share))
+        return _table("store", [*rows, *self.counters.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What `push` or `copy` sent.
+
+    Attributes:
+        ref: The canonical reference under which the image now is.
+        sent: Blobs sent.
+        skipped: Blobs that were there already.
+        bytes_sent: Encoded bytes of the blobs sent.
+        seconds: How long it took.
+    """
+
+    ref: str
+    sent: int
+    skipped: int
+    bytes_sent: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return _table(f"pushed {self.ref}", _moved("sent", self.sent, self.bytes_sent, self.skipped, self.seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class PullReport:
+    """What `pull` fetched.
+
+    Attributes:
+        image: Id of the image.
+        fetched: Blobs fetched.
+        skipped: Blobs that were here already.
+        bytes_fetched: Encoded bytes of the blobs fetched.
+        signature: What the signature proves: `verified` (by a key that is trusted) or `self-signed` (by the public key: nothing).
+        seconds: How long it took.
+    """
+
+    image: str
+    fetched: int
+    skipped: int
+    bytes_fetched: int
+    signature: str
+    seconds: float
+
+    def __str__(self) -> str:
+        rows = _moved("fetched", self.fetched, self.bytes_fetched, self.skipped, self.seconds)
+        return _table(f"pulled {self.image}", [*rows, ("signature", self.signature)])
+
+
+def _moved(verb: str, items: int, size: int, skipped: int, seconds: float) -> list[tuple[str, object]]:
+    rate = f" ({human_size(size / seconds)}/s)" if seconds > 0 else ""
+    rows = [(verb, f"{items:,} blobs, {human_size(size)}"), ("skipped", f"{skipped:,} blobs"), ("took", f"{seconds:.2f} s{rate}")]
+    return [*rows]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSet:
+    """An image that was pulled without a store.
+
+    Attributes:
+        manifest: Its manifest.
+        blobs: Digest and decoded bytes of every blob it refers to, in walk order.
+    """
+
+    manifest: "Manifest"
+    blobs: list[tuple[str, bytes]]
+
+    def __str__(self) -> str:
+        size = sum(len(data) for _, data in self.blobs)
+        return _table(f"image {self.manifest.id}", [("blobs", len(self.blobs)), ("size", human_size(size))])
+
+
+@dataclass(frozen=True, slots=True)
+class Changes(Generic[T]):
+    """Names that are only in the new one, only in the old one, or in both with other content; each sorted."""
+
+    added: tuple[T, ...] = ()
+    removed: tuple[T, ...] = ()
+    changed: tuple[T, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        counts = {"added": self.added, "removed": self.removed, "changed": self.changed}
+        return "; ".join(f"{len(names):,} {verb}: {_listed(names)}" for verb, names in counts.items() if names) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDiff:
+    """How image `b` differs from image `a`.
+
+    Attributes:
+        a: Id of the old image.
+        b: Id of the new one.
+        files: Paths of files, directories and links that differ in kind, mode or content.
+        pages: Numbers (`ix`) of the KV pages of which K or V differs.
+        sequences: Ids of the logical sequences that differ.
+        layers: Names of all layers and fields that differ, such as `world.fs`, `cache.manifest`, `agent`, in manifest order; the
+            time of creation and the parents are no part of it.
+    """
+
+    a: str
+    b: str
+    files: Changes[str]
+    pages: Changes[int]
+    sequences: Changes[str]
+    layers: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.layers)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, object]] = [("files", self.files), ("pages", self.pages), ("sequences", self.sequences)]
+        others = [name for name in self.layers if name not in ("world.fs", "cache.manifest")]
+        return _table(f"{self.a} → {self.b}", [*rows, ("other layers", _listed(others, 9) or "none")])
