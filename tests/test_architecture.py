@@ -38,7 +38,7 @@ CRATE_ROOMS = {
 # Modules in one row do not import one another.
 PYTHON_ORDER = [
     {"_core"},
-    {"errors", "types", "config"},
+    {"errors", "types", "config", "timestamps"},
     {"registries.refs"},
     {"signing", "effects", "environment", "registries.base"},
     {"transfer"},

@@ -1,4 +1,4 @@
-"""Stored frames against golden vectors, which the Rust tests read too, and against the independent decoder of the `zstandard` package.
+"""Stored frames against golden vectors, which the Rust tests read too, and against the decoder of the `zstandard` package.
 
 `frames.json` was made by `stored_frame` below, which is written from docs/formats.md alone.
 """
