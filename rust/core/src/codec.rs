@@ -22,6 +22,8 @@ pub const BLOCK_BYTES: usize = 128 << 10;
 /// Contents above this size get a window of [`BLOCK_BYTES`] instead of one as large as the content, which decoders would have to allocate.
 const SINGLE_SEGMENT_BYTES: u64 = 1 << 20;
 const WINDOW_LOG: u32 = 17;
+/// The same in a frame header: exponent in the upper five bits, counted from 2^10.
+const WINDOW_BYTE: u8 = 7 << 3;
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Magic, descriptor, window byte, eight bytes of size.
 pub const FRAME_HEADER_MAX: usize = 14;
@@ -75,7 +77,7 @@ impl Encoding {
 
     /// Encodes a blob.
     #[must_use]
-    pub fn encode<'a>(&self, content: &'a [u8]) -> Frame<'a> {
+    pub fn encode<'a>(self, content: &'a [u8]) -> Frame<'a> {
         if self.compresses(content, content.len() as u64) { Frame::Compressed(compress(content, self.level)) } else { Frame::stored(content) }
     }
 
@@ -85,7 +87,7 @@ impl Encoding {
     /// # Errors
     /// Those of reading and writing; [`io::ErrorKind::UnexpectedEof`] when the reader ends early and [`io::ErrorKind::InvalidData`] when it
     /// goes on after `len` bytes.
-    pub fn encode_stream(&self, reader: &mut dyn Read, len: u64, writer: &mut dyn Write, mut each: impl FnMut(&[u8])) -> io::Result<bool> {
+    pub fn encode_stream(self, reader: &mut dyn Read, len: u64, writer: &mut dyn Write, mut each: impl FnMut(&[u8])) -> io::Result<bool> {
         // A multiple of the block size, so that every piece but the last fills its raw blocks.
         let mut piece = vec![0; 8 * BLOCK_BYTES];
         let mut left = len;
@@ -136,7 +138,7 @@ impl Encoding {
         Ok(compresses)
     }
 
-    fn compresses(&self, head: &[u8], len: u64) -> bool {
+    fn compresses(self, head: &[u8], len: u64) -> bool {
         match self.codec {
             Codec::Auto => len > 0 && sample_saves(head),
             Codec::Zstd => true,
@@ -216,13 +218,12 @@ impl FrameHeader {
                 header.push(&[0xa0]);
                 header.push(&size[..4]);
             }
-            // From here on with a window byte: exponent in the upper five bits, counted from 2^10.
-            _ if content_len <= u64::from(u32::MAX) => {
-                header.push(&[0x80, ((WINDOW_LOG - 10) << 3) as u8]);
+            _ if u32::try_from(content_len).is_ok() => {
+                header.push(&[0x80, WINDOW_BYTE]);
                 header.push(&size[..4]);
             }
             _ => {
-                header.push(&[0xc0, ((WINDOW_LOG - 10) << 3) as u8]);
+                header.push(&[0xc0, WINDOW_BYTE]);
                 header.push(&size);
             }
         }

@@ -126,7 +126,7 @@ impl Error {
     }
 
     /// A corrupt blob.
-    pub fn integrity(digest: impl ToString, reason: impl Into<String>) -> Self {
+    pub fn integrity(digest: &impl ToString, reason: impl Into<String>) -> Self {
         Self::Integrity { digest: digest.to_string(), reason: reason.into(), path: None }
     }
 

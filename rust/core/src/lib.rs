@@ -9,6 +9,8 @@
 pub mod codec;
 pub mod digest;
 pub mod error;
+pub mod io;
+pub mod layout;
 pub mod limits;
 pub mod pool;
 pub mod store;
@@ -16,4 +18,4 @@ pub mod store;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, Result};
 pub use pool::Monitor;
-pub use store::{BlobStore, MemoryStore};
+pub use store::{BlobStore, DirStore, MemoryStore};

@@ -3,7 +3,14 @@
 //! [`BlobStore`] is what walks, trees and images need of a store. [`DirStore`] keeps blobs in a directory and is the one that matters;
 //! [`MemoryStore`] keeps them in memory, for tests and for registries that are read without a store.
 
+mod counters;
+mod description;
+mod dir;
+mod land;
 mod memory;
+mod read;
+#[cfg(test)]
+mod tests;
 
 use std::io::{Read, Write};
 
@@ -12,7 +19,10 @@ use crate::error::{Error, Result};
 use crate::limits;
 use crate::pool::Monitor;
 
+pub use counters::{Counters, Counts};
+pub use dir::{DirStore, Durability, GRACE, Hold, Options, RENEW_AFTER};
 pub use memory::MemoryStore;
+pub use read::BlobReader;
 
 /// A place that keeps blobs under their digests. Every read is verified.
 pub trait BlobStore: Send + Sync {

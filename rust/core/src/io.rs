@@ -1,0 +1,247 @@
+//! System calls on files: the only room that names rustix.
+//!
+//! Names are relative to an open directory wherever a call can take one. Functions return [`io::Result`]; callers know the whole path and add
+//! it to the error.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+
+/// Opens a directory, as a base for names.
+pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens a directory below another.
+pub fn open_dir_at(dir: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes a directory; true when it was not there before.
+pub fn create_dir_at(dir: impl AsFd, name: &str) -> io::Result<bool> {
+    match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::EXIST) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What is needed to know of a file without opening it.
+#[derive(Clone, Copy, Debug)]
+pub struct Meta {
+    /// Length in bytes.
+    pub len: u64,
+    /// Time of the last change, or of the last renewal.
+    pub modified: SystemTime,
+}
+
+impl Meta {
+    /// Time since it was written or renewed; zero for a time in the future.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.modified.elapsed().unwrap_or_default()
+    }
+}
+
+/// Size and time of a regular file, or None when no such file is there.
+pub fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Option<Meta>> {
+    match rustix::fs::statat(dir, name, AtFlags::empty()) {
+        Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() => {
+            let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+            let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+            let modified = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+            Ok(Some(Meta { len: u64::try_from(stat.st_size).unwrap_or(0), modified }))
+        }
+        Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Opens a file for reading.
+pub fn open_at(dir: impl AsFd, name: &str) -> io::Result<File> {
+    Ok(File::from(rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+}
+
+/// Sets a file's time to now, which is how a writer tells gc that it still wants the blob.
+pub fn touch_at(dir: impl AsFd, name: &str) -> io::Result<()> {
+    let time = |nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    let times = Timestamps { last_access: time(UTIME_OMIT), last_modification: time(UTIME_NOW) };
+    Ok(rustix::fs::utimensat(dir, name, &times, AtFlags::empty())?)
+}
+
+/// Renames a file between two open directories, replacing what is there.
+pub fn rename_at(from_dir: impl AsFd, from: &str, to_dir: impl AsFd, to: &str) -> io::Result<()> {
+    Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
+}
+
+/// Gives a file another name; fails when that name is taken. The old name is gone afterwards.
+pub fn move_new_at(from_dir: impl AsFd, from: &str, to_dir: impl AsFd, to: &str) -> io::Result<()> {
+    rustix::fs::linkat(from_dir.as_fd(), from, to_dir, to, AtFlags::empty())?;
+    remove_at(from_dir, from)
+}
+
+/// Removes a file; one that is gone already is fine.
+pub fn remove_at(dir: impl AsFd, name: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until a directory's entries are on stable storage.
+pub fn sync_dir(dir: impl AsFd) -> io::Result<()> {
+    match rustix::fs::fsync(dir) {
+        // Some file systems have no such notion for directories.
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until everything written to the directory's file system is on stable storage; false where the system has no such call.
+pub fn sync_file_system(dir: impl AsFd) -> io::Result<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        rustix::fs::syncfs(dir)?;
+        Ok(true)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        Ok(false)
+    }
+}
+
+/// Writes all pieces in order.
+pub fn write_all_vectored(mut file: &File, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match file.write_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => IoSlice::advance_slices(&mut slices, n),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Fills all pieces in order.
+pub fn read_exact_vectored(mut file: &File, mut slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+    IoSliceMut::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match file.read_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => IoSliceMut::advance_slices(&mut slices, n),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A suffix that no other temporary of this machine has.
+fn unique() -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    format!(".tmp.{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whether a file name is that of a temporary, ours or the reference's.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    let mut tail = name.rsplit('.');
+    let number = |part: Option<&str>| part.is_some_and(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    number(tail.next()) && number(tail.next()) && tail.next() == Some("tmp")
+}
+
+/// A file that is being written; removed again unless it gets its final name.
+pub struct Temporary<'a> {
+    dir: BorrowedFd<'a>,
+    name: String,
+    placed: bool,
+}
+
+impl<'a> Temporary<'a> {
+    /// Makes a new file beside `name`.
+    pub fn create(dir: BorrowedFd<'a>, name: &str) -> io::Result<(Self, File)> {
+        let name = name.to_owned() + &unique();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(dir, &*name, flags, Mode::from_raw_mode(0o644))?);
+        Ok((Self { dir, name, placed: false }, file))
+    }
+
+    /// Waits until its data is on stable storage.
+    pub fn sync(&self) -> io::Result<()> {
+        open_at(self.dir, &self.name)?.sync_data()
+    }
+
+    /// Gives it the final name, in one step, replacing what is there.
+    pub fn place(mut self, dir: impl AsFd, name: &str) -> io::Result<()> {
+        rename_at(self.dir, &self.name, dir, name)?;
+        self.placed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if !self.placed {
+            // Nobody can be told here; what stays is recognised by its name and swept by gc.
+            let _ = remove_at(self.dir, &self.name);
+        }
+    }
+}
+
+/// Writes a small file so that a reader sees the old content, the new one, or none; waits for stable storage where `durable`.
+pub fn write_atomic(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let (temporary, mut file) = Temporary::create(dir, name)?;
+    file.write_all(bytes)?;
+    if durable {
+        file.sync_data()?;
+    }
+    drop(file);
+    temporary.place(dir, name)?;
+    if durable { sync_dir(dir) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporaries_vanish_unless_placed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = open_dir(root.path()).unwrap();
+        drop(Temporary::create(dir.as_fd(), "a").unwrap());
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        write_atomic(dir.as_fd(), "a", b"1", true).unwrap();
+        write_atomic(dir.as_fd(), "a", b"2", false).unwrap();
+        assert_eq!(std::fs::read(root.path().join("a")).unwrap(), b"2");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn temporaries_are_known_by_name() {
+        assert!(is_temporary(&format!("ab{}", unique())) && is_temporary("00.tmp.17.0"));
+        for name in ["ab.zst", "a.tmp", "a.tmp.1", "a.tmp.x.1", "a.tmp.1.", "tmp.1.1.zst"] {
+            assert!(!is_temporary(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_taken_once() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = open_dir(root.path()).unwrap();
+        for name in ["a", "b"] {
+            write_atomic(dir.as_fd(), name, name.as_bytes(), false).unwrap();
+        }
+        assert_eq!(move_new_at(&dir, "a", &dir, "b").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        move_new_at(&dir, "a", &dir, "c").unwrap();
+        assert!(stat_at(&dir, "a").unwrap().is_none());
+        assert_eq!(stat_at(&dir, "c").unwrap().unwrap().len, 1);
+    }
+}

@@ -1,0 +1,78 @@
+//! Where things lie below a store's root. The first two are the published format's; the others are ours.
+
+use crate::digest::{Algorithm, Digest};
+
+/// Markers: one copy of each image's manifest, for listing.
+pub const IMAGES: &str = "images";
+/// Markers of images of which only some layers or pages are here.
+pub const PARTIAL: &str = "partial";
+/// Named roots: a file holding a digest each.
+pub const PINS: &str = "pins";
+/// Corrupt files that were found under a blob's name.
+pub const QUARANTINE: &str = "quarantine";
+/// Blobs that are written before their name is known.
+pub const TEMPORARY: &str = "tmp";
+/// Says what differs from the published format; absent in a store of that format.
+pub const DESCRIPTION: &str = "pfimg.json";
+/// Locked (flock) by whoever needs that nothing is removed meanwhile.
+pub const LOCK: &str = "lock";
+
+/// The directory of blobs, below the root.
+#[must_use]
+pub fn blobs(algorithm: Algorithm) -> String {
+    format!("blobs/{algorithm}")
+}
+
+/// A blob's file, below the directory of blobs: `<aa>/<64 hex>.zst`.
+#[must_use]
+pub fn blob(digest: &Digest) -> String {
+    let hex = digest.hex();
+    format!("{}/{hex}.zst", &hex[..2])
+}
+
+/// The digest that a blob's file is named after, if it is one: the inverse of [`blob`].
+#[must_use]
+pub fn parse_blob(algorithm: Algorithm, shard: &str, file: &str) -> Option<Digest> {
+    let hex = file.strip_suffix(".zst")?;
+    let digest = Digest::from_hex(algorithm, hex).ok()?;
+    (hex.get(..2) == Some(shard)).then_some(digest)
+}
+
+/// An image's marker, below [`IMAGES`] or [`PARTIAL`].
+#[must_use]
+pub fn marker(image: &Digest) -> String {
+    image.hex() + ".json"
+}
+
+/// The image that a marker is named after.
+#[must_use]
+pub fn parse_marker(algorithm: Algorithm, file: &str) -> Option<Digest> {
+    Digest::from_hex(algorithm, file.strip_suffix(".json")?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn names_are_read_back(bytes: [u8; 32], blake3: bool) {
+            let algorithm = if blake3 { Algorithm::Blake3 } else { Algorithm::Sha256 };
+            let digest = Digest::new(algorithm, bytes);
+            let name = blob(&digest);
+            let (shard, file) = name.split_once('/').unwrap();
+            proptest::prop_assert_eq!(parse_blob(algorithm, shard, file), Some(digest));
+            proptest::prop_assert_eq!(parse_marker(algorithm, &marker(&digest)), Some(digest));
+        }
+    }
+
+    #[test]
+    fn foreign_names_are_no_blobs() {
+        let digest = Digest::new(Algorithm::Sha256, [0xab; 32]);
+        let file = digest.hex() + ".zst";
+        assert!(parse_blob(Algorithm::Sha256, "ac", &file).is_none());
+        for bad in [&file[1..], &file.to_uppercase(), &digest.hex(), &(file.clone() + ".tmp.1.2")] {
+            assert!(parse_blob(Algorithm::Sha256, "ab", bad).is_none(), "{bad}");
+        }
+    }
+}
