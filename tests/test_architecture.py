@@ -49,6 +49,7 @@ PYTHON_ORDER = [
     {"compat"},
     {""},  # the package itself: imports and __all__
     {"cli"},
+    {"__main__"},
 ]
 
 

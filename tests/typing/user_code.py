@@ -1,6 +1,7 @@
 """What a user may write, as the type checker sees it; never run.
 
-A line that must be refused carries an ignore of exactly that error: were it accepted, the ignore would be unused, which is an error too.
+A line that must be refused carries an ignore of exactly that error: were it accepted, the ignore would be unused, which is an
+error too.
 """
 
 from collections.abc import Callable, Iterator
