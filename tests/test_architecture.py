@@ -17,7 +17,7 @@ PACKAGE = ROOT / "python" / "pfimg"
 
 RUST_ORDER = [
     "error", "limits",
-    "path", "digest", "codec", "io", "pool",
+    "path", "digest", "codec", "io", "pool", "json",
     "manifest", "tree", "pages",
     "layout", "store", "images",
     "walk", "capture", "restore",

@@ -33,7 +33,7 @@ def crates(package: str) -> dict[str, str]:
 
 
 def fits(expression: str, allowed: set[str]) -> bool:
-    """Whether a licence expression can be met with the allowed licences: all sides of AND, one side of OR (or of the older `/`)."""
+    """Whether a licence expression can be met: all sides of AND, one side of OR (or of the older `/`)."""
     tokens = re.findall(r"[()]|\bAND\b|\bOR\b|[\w.+-]+(?: WITH [\w.-]+)?", expression.replace("/", " OR "))
     words = {"(": "(", ")": ")", "AND": "and", "OR": "or"}
     return bool(eval(" ".join(words.get(token, str(token in allowed)) for token in tokens)))
