@@ -1,0 +1,51 @@
+"""Upkeep of the store: verify, gc, stats."""
+
+from dataclasses import asdict
+
+import click
+
+from pfimg import config
+
+from .app import App, Command, pass_app
+from .exits import Exit, Failure
+from .units import Duration, Size
+
+
+@click.command(cls=Command)
+@click.option("--repair-from", metavar="REF", multiple=True, help="Fetch damaged and missing blobs from this registry.")
+@pass_app
+def verify(app: App, repair_from: tuple[str, ...]) -> None:
+    """Read and hash every blob; exit code 4 if the store is damaged."""
+    store = app.store()
+    with app.progress() as progress:
+        report = store.verify(repair_from=list(repair_from) or None, progress=progress)
+    app.emit({"ok": report.ok, **asdict(report)}, str(report))
+    if not report.ok:
+        raise Failure(Exit.INTEGRITY)
+
+
+@click.command(cls=Command)
+@click.option(
+    "--grace",
+    type=Duration(),
+    default=config.DEFAULT_GRACE_SECONDS,
+    metavar="TIME",
+    help="Keep what is younger than this. [default: 1d]",
+)
+@click.option(
+    "--max-bytes", type=Size(), metavar="SIZE", help="Evict the oldest of what no image needs until the store is no larger."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@pass_app
+def gc(app: App, grace: float, max_bytes: int | None, dry_run: bool) -> None:
+    """Remove blobs that no image and no pin needs."""
+    report = app.store().gc(grace_seconds=grace, max_bytes=max_bytes, dry_run=dry_run)
+    app.emit(report, str(report))
+
+
+@click.command(cls=Command)
+@pass_app
+def stats(app: App) -> None:
+    """Count blobs, images and bytes of the store."""
+    report = app.store().stats()
+    app.emit(report, str(report))
