@@ -93,15 +93,19 @@ class Ledger:
             FormatError: No secret is known, or `PF_SESSION_SECRET` is not hex.
 
         Example:
-            >>> parse(build([{"tool_id": "mail"}], secret=b"mine")).verify(b"mine")
+            >>> ledger = pfimg.effects.build([{"tool_id": "mail"}], secret=b"mine")
+            >>> pfimg.effects.parse(ledger).verify(b"mine")
             'authenticated'
         """
-        key = secret or self.embedded_secret or session_secret()
+        if not self.entries:
+            return "tamper-detection"  # nothing is signed, so nothing is proven
+        key = _given(secret) or self.embedded_secret or session_secret()
         if key is None:
             raise FormatError("effects ledger: it was chained with an operator's secret: set PF_SESSION_SECRET to it")
         for index, (found, expected) in enumerate(zip(self.entries, _chain(self.entries, key), strict=True)):
-            if not hmac.compare_digest(found.session_hmac.encode(), expected.session_hmac.encode()):
-                raise IntegrityError(f"effects ledger: the chain breaks at entry {index}", index=index)
+            if not hmac.compare_digest(found.session_hmac.lower().encode(), expected.session_hmac.encode()):
+                message = f"effects ledger: the chain breaks at entry {index}: it was changed, or chained with another secret"
+                raise IntegrityError(message, index=index)
         return "authenticated" if key != self.embedded_secret else "tamper-detection"
 
 
@@ -123,12 +127,12 @@ def build(effects: Iterable[Mapping[str, object] | Effect] = (), *, secret: byte
         TypeError: A value is not a str.
 
     Example:
-        >>> build([{"tool_id": "mail", "ts": "2026-01-01T00:00:00Z"}], secret=b"mine").splitlines()[0]
+        >>> pfimg.effects.build([{"tool_id": "mail"}], secret=b"mine").splitlines()[0]
         b'{"entries":1,"kind":"effects.ledger.v1"}'
     """
     entries = [item if isinstance(item, Effect) else _entry(item, index) for index, item in enumerate(effects)]
     header: dict[str, object] = {"entries": len(entries), "kind": KIND}
-    key = secret or session_secret()
+    key = _given(secret) or session_secret()
     if key is None:
         key = secrets.token_bytes(32)
         header |= {"session_secret_hex": key.hex(), "verification_mode": "tamper-detection"}
@@ -149,7 +153,7 @@ def parse(data: bytes) -> Ledger:
         FormatError: It is not a ledger; `.field` and `.index` say where.
 
     Example:
-        >>> [entry.tool_id for entry in parse(build([{"tool_id": "mail"}])).entries]
+        >>> [entry.tool_id for entry in pfimg.effects.parse(pfimg.effects.build([{"tool_id": "mail"}])).entries]
         ['mail']
     """
     lines = [line for line in data.split(b"\n") if line.strip()]
@@ -178,9 +182,15 @@ def _secret(text: object, name: str) -> bytes:
         secret = bytes.fromhex(text) if isinstance(text, str) else b""
     except ValueError:
         secret = b""
-    # With an empty key anyone could write the chain.
     if not secret:
         raise FormatError(f"{name} is not a secret in hex: it needs an even number of the digits 0-9 and a-f, at least two")
+    return secret
+
+
+def _given(secret: bytes | None) -> bytes | None:
+    # With an empty key anyone could write the chain.
+    if secret == b"":
+        raise FormatError("effects ledger: the secret is empty")
     return secret
 
 
@@ -241,8 +251,9 @@ def _parsed(line: bytes, index: int) -> Effect:
 
 def _object(line: bytes, what: str, index: int | None = None) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except ValueError as error:  # RecursionError is no concern: json.loads reads nesting up to the interpreter's limit
+        value = json.loads(line.decode())
+        _json({"": value})  # refuses lone surrogates, which JSON can spell but UTF-8 cannot
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"effects ledger: {what} is not JSON: {error}", index=index) from error
     if not isinstance(value, dict):
         raise FormatError(f"effects ledger: {what} is not a JSON object", index=index)

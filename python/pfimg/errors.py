@@ -29,10 +29,10 @@ both.
 
 Example:
     >>> try:
-    ...     raise BlobNotFound("blob sha256:00 is not in the store", digest="sha256:00")
+    ...     pfimg.PfStore.open("store").get("sha256:" + "0" * 64)
     ... except KeyError as error:
-    ...     print(error, error.code, error.digest)
-    blob sha256:00 is not in the store blob_not_found sha256:00
+    ...     print(error.code, error.digest)
+    blob_not_found sha256:0000000000000000000000000000000000000000000000000000000000000000
 """
 
 # ruff: noqa: N818 - the published names of these classes are older than this linter's rule for them

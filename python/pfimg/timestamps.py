@@ -15,7 +15,7 @@ _RFC_3339: Final = re.compile(
 def from_ns(nanoseconds: int) -> str:
     """The time that many nanoseconds after 1970-01-01T00:00:00Z, as `time.time_ns` counts them.
 
-    >>> from_ns(1_500_000_000)
+    >>> pfimg.timestamps.from_ns(1_500_000_000)
     '1970-01-01T00:00:01.500Z'
     """
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
@@ -26,7 +26,7 @@ def from_ns(nanoseconds: int) -> str:
 def normalise(text: str) -> str | None:
     """The same time in the form above; digits below the nanosecond are dropped. None for what is not an RFC 3339 time.
 
-    >>> normalise("2026-01-01 01:00:00.50+02:00")
+    >>> pfimg.timestamps.normalise("2026-01-01 01:00:00.50+02:00")
     '2025-12-31T23:00:00.500Z'
     """
     if not (match := _RFC_3339.fullmatch(text)):

@@ -6,12 +6,31 @@ bytes).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from pfimg._core import Manifest, Tick
 
 T = TypeVar("T")
+
+
+class BlobStore(Protocol):
+    """What holds blobs: the walks and the registries take anything with these methods.
+
+    `get` raises BlobNotFound (or another KeyError) for what is absent, and never returns bytes that do not hash to the digest.
+    """
+
+    def put(self, data: bytes, /) -> str:
+        """Stores a blob; returns its digest."""
+
+    def get(self, digest: str, /) -> bytes:
+        """The blob's bytes."""
+
+    def has(self, digest: str, /) -> bool:
+        """Whether the blob is here."""
+
+    def physical_bytes(self) -> int:
+        """What all blobs take as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)

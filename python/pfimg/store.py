@@ -1,0 +1,164 @@
+"""The store as Python programs use it: the core's store, with reports and repair.
+
+Whatever touches blob bytes is in the core (`_core.Store`), whose calls release the GIL and share one thread pool. Here is what
+needs no speed: opening, listing, and turning the core's plain results into reports.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pfimg import config
+from pfimg._core import Manifest, Store
+from pfimg.errors import BlobNotFound, FormatError, IntegrityError, StoreOSError
+from pfimg.types import BlobStore, Finding, GcReport, ProgressCallback, StoreStats, VerifyReport, ticker
+
+_log = logging.getLogger("pfimg")
+
+
+class PfStore(Store):
+    """Content-addressed blobs and the images made of them, in a directory.
+
+    One object may be used by many threads, and one directory by many processes. Codec, compression level and durability belong to
+    the object; the digest algorithm belongs to the directory.
+
+    Attributes:
+        root: The directory.
+        digest: `sha256` or `blake3`.
+
+    Example:
+        >>> store = pfimg.PfStore.open("store")
+        >>> digest = store.put(b"hello")
+        >>> store.get(digest)
+        b'hello'
+    """
+
+    @staticmethod
+    def open(
+        path: str | PathLike[str], *, digest: str | None = None, codec: str = "auto", level: int = 1, durability: str = "group"
+    ) -> "PfStore":
+        """Opens the store in a directory, which is created when it is absent.
+
+        Args:
+            path: The directory; a leading `~` stands for the home directory.
+            digest: Algorithm of a new store, `sha256` or `blake3`; an existing store must have it. None: what the store says,
+            sha256 when new.
+            codec: How blobs are encoded: `auto` (compressed where that saves at least 30 %), `zstd` (always), `store` (never),
+            `float` (bf16
+                planes apart: smaller, but unknown to the reference). All can be read whatever it is.
+            level: Compression level of zstd, 1 to 22.
+            durability: What a put has reached when it returns: `none` (the page cache), `group` (the disk, synchronised once per
+            batch), `each`
+                (the disk, blob by blob).
+
+        Raises:
+            FormatError: The store has another digest algorithm, or a version or feature that is not known; or an option is none
+            of those above.
+            StoreOSError: The directory cannot be made or read. It is the system's error too: `except PermissionError` catches it.
+        """
+        try:
+            return PfStore(Path(path).expanduser(), digest=digest, codec=codec, level=level, durability=durability)
+        except OSError as error:
+            # Programs written for the reference catch RuntimeError here, all others the system's error.
+            raise StoreOSError.of(error) from error
+
+    @staticmethod
+    def with_blobstore(path: str | PathLike[str], blobs: BlobStore) -> "PfStore":
+        """A store that keeps its images and pins in a directory, and its blobs in any other BlobStore.
+
+        Example:
+            >>> store = pfimg.PfStore.with_blobstore("images", pfimg.MemoryStore())
+            >>> store.get(store.put(b"hello"))
+            b'hello'
+        """
+        return PfStore(Path(path).expanduser(), blobs=blobs)
+
+    def __repr__(self) -> str:
+        return f"<PfStore at {self.root}>"
+
+    def images(self) -> Iterator[tuple[str, Manifest]]:
+        """Ids and manifests of all images, sorted by id.
+
+        A marker that does not parse, or does not hash to its name, is skipped with a warning on the logger `pfimg`.
+        """
+        for image in self.markers():
+            try:
+                manifest = self.read_marker(image)
+            except (FormatError, IntegrityError) as error:
+                _log.warning("image %s is skipped, its marker is damaged: %s", image, error)
+            except (BlobNotFound, FileNotFoundError):
+                continue  # removed since the names were read
+            else:
+                yield image, manifest
+
+    def verify(self, *, repair_from: Any = None, progress: ProgressCallback | None = None) -> VerifyReport:
+        """Reads and hashes every blob, and looks whether everything that images need is here.
+
+        A corrupt blob is moved to `quarantine/`; the next put of the same bytes heals it.
+
+        Args:
+            repair_from: Where to fetch corrupt and missing blobs again: an image reference or a Registry, or several of them,
+            asked in that order.
+            progress: Called with events of the phase `verify`.
+
+        Returns:
+            What was found, and after a repair what is still wrong.
+        """
+        tick = ticker(progress, "verify")
+        found = self.run_verify(tick=tick)
+        repaired: set[str] = set()
+        # A repaired tree or page manifest may show that blobs below it are missing too, so look again until nothing more heals.
+        while healed := self._repair(found, repair_from):
+            repaired |= healed
+            found = self.run_verify(tick=tick)
+        findings = {kind: _findings(found[kind]) for kind in ("corrupt", "missing", "unreachable", "foreign")}
+        return VerifyReport(
+            checked=found["checked"],
+            bytes=found["bytes"],
+            partial=tuple(found["partial"]),
+            repaired=tuple(sorted(repaired)),
+            **findings,
+        )
+
+    def _repair(self, found: dict[str, Any], sources: Any) -> set[str]:
+        from pfimg import transfer
+
+        wanted = {finding.digest for finding in _findings([*found["corrupt"], *found["missing"]]) if finding.digest}
+        healed: set[str] = set()
+        for source in _several(sources):
+            if wanted - healed:
+                healed |= transfer.repair(self, sorted(wanted - healed), source)
+        return healed
+
+    def gc(
+        self, *, grace_seconds: float = config.DEFAULT_GRACE_SECONDS, max_bytes: int | None = None, dry_run: bool = False
+    ) -> GcReport:
+        """Removes blobs that no image and no pin reaches. It is safe beside readers and writers.
+
+        Args:
+            grace_seconds: Younger blobs stay, since an image in the making may be about to name them.
+            max_bytes: Bound on the bytes that blobs take on disk: the oldest unreachable, unpinned blobs are removed until it is
+            met, and younger
+                ones than `grace_seconds` too. None: remove all that is old enough.
+            dry_run: Only tell what would be removed.
+        """
+        found = self.run_gc(grace_seconds=grace_seconds, max_bytes=max_bytes, dry_run=dry_run)
+        return GcReport(freed=found["freed"], freed_bytes=found["freed_bytes"], kept=found["kept"], dry_run=dry_run)
+
+    def stats(self) -> StoreStats:
+        """Counts and sizes of what is here, and counters of what this object has done."""
+        counts = dict(self.run_stats())
+        totals = {name: counts.pop(name) for name in ("blobs", "images", "physical_bytes", "logical_bytes")}
+        return StoreStats(**totals, counters=counts)
+
+
+def _findings(items: Iterable[tuple[str | None, object, Iterable[str]]]) -> tuple[Finding, ...]:
+    return tuple(Finding(digest, None if path is None else str(path), tuple(images)) for digest, path, images in items)
+
+
+def _several(sources: Any) -> list[Any]:
+    if sources is None:
+        return []
+    return list(sources) if isinstance(sources, list | tuple | set | frozenset) else [sources]
