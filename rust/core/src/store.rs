@@ -7,8 +7,10 @@ mod counters;
 mod description;
 mod dir;
 mod land;
+mod lock;
 mod memory;
 mod read;
+mod scan;
 #[cfg(test)]
 mod tests;
 
@@ -20,9 +22,12 @@ use crate::limits;
 use crate::pool::Monitor;
 
 pub use counters::{Counters, Counts};
-pub use dir::{DirStore, Durability, GRACE, Hold, Options, RENEW_AFTER};
+pub use dir::{DirStore, Durability, GRACE, Options, RENEW_AFTER};
+pub use lock::Hold;
 pub use memory::MemoryStore;
 pub use read::BlobReader;
+pub(crate) use scan::BlobFile;
+pub use scan::Usage;
 
 /// A place that keeps blobs under their digests. Every read is verified.
 pub trait BlobStore: Send + Sync {

@@ -7,13 +7,13 @@
 //! **Beside gc.** A put that finds its blob renews the file's time once it is older than [`RENEW_AFTER`], under the shared lock that excludes
 //! gc; gc looks at the time again under the exclusive lock before it removes a file. A blob that a writer relies on is therefore always
 //! younger than gc's grace period, as long as that is at least twice [`RENEW_AFTER`]; calls that take longer, or must be safe beside any
-//! grace period, keep the shared lock for their whole length ([`DirStore::hold`]).
+//! grace period, keep the shared lock for their whole length ([`Hold`]).
 //!
 //! **Reading** is always verified. What does not hash to its name goes to `quarantine/`, so that the next put heals it.
 
 use std::fs::File;
 use std::io::{IoSlice, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +22,7 @@ use std::time::Duration;
 use rayon::prelude::*;
 
 use super::counters::Counters;
+use super::lock::Hold;
 use super::{BlobStore, description};
 use crate::codec::Encoding;
 use crate::digest::{self, Algorithm, Digest, Hasher};
@@ -92,10 +93,6 @@ pub(super) enum Put<'a> {
     Written(Temporary<'a>),
 }
 
-/// While it lives, gc removes nothing.
-#[derive(Debug)]
-pub struct Hold(#[expect(dead_code, reason = "closing the file releases the lock")] Option<File>);
-
 impl DirStore {
     /// Opens the store at `root`, which is made where it is missing. `algorithm` None means what the store says, SHA-256 when it is new.
     pub fn open(root: impl Into<PathBuf>, algorithm: Option<Algorithm>, options: Options) -> Result<Self> {
@@ -141,28 +138,6 @@ impl DirStore {
         path
     }
 
-    /// Keeps gc from removing anything for as long as the result lives. A store that cannot be written cannot be swept either: there is
-    /// nothing to hold.
-    pub fn hold(&self) -> Result<Hold> {
-        match self.lock_file() {
-            Ok(file) => {
-                file.lock_shared().map_err(Error::io("lock", self.root.join(layout::LOCK)))?;
-                Ok(Hold(Some(file)))
-            }
-            Err(Error::Io { source, .. })
-                if matches!(source.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem) =>
-            {
-                Ok(Hold(None))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) fn lock_file(&self) -> Result<File> {
-        let path = self.root.join(layout::LOCK);
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))
-    }
-
     pub(super) fn check_algorithm(&self, digest: &Digest) -> Result<()> {
         if digest.algorithm() == self.algorithm {
             return Ok(());
@@ -178,7 +153,7 @@ impl DirStore {
             None => return Ok(false),
             Some(meta) if meta.len == 0 => return Ok(false),
             Some(meta) if meta.age() > RENEW_AFTER => {
-                let _hold = self.hold()?;
+                let _hold = Hold::shared(&self.root)?;
                 match io::touch_at(&self.blobs, name) {
                     Ok(()) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -451,56 +426,5 @@ impl BlobStore for DirStore {
 
     fn get_stream(&self, digest: &Digest, writer: &mut dyn Write) -> Result<u64> {
         self.open_blob(digest)?.read_to(writer)
-    }
-}
-
-/// A file below the directory of blobs.
-pub(crate) struct BlobFile {
-    pub(crate) digest: Option<Digest>,
-    /// Below the directory of blobs.
-    pub(crate) name: String,
-    pub(crate) meta: io::Meta,
-}
-
-impl DirStore {
-    pub(crate) fn blobs_dir(&self) -> BorrowedFd<'_> {
-        self.blobs.as_fd()
-    }
-
-    /// Every file below the directory of blobs, in order of its name.
-    pub(crate) fn scan(&self) -> Result<Vec<BlobFile>> {
-        let base = self.root.join(layout::blobs(self.algorithm));
-        let list = |path: &Path| -> Result<Vec<String>> {
-            let entries = match std::fs::read_dir(path) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-                Err(error) => return Err(Error::io("list", path)(error)),
-            };
-            let mut names = Vec::new();
-            for entry in entries {
-                names.push(entry.map_err(Error::io("list", path))?.file_name().to_string_lossy().into_owned());
-            }
-            names.sort_unstable();
-            Ok(names)
-        };
-        let shards = list(&base)?;
-        let files = |shard: &String| -> Result<Vec<BlobFile>> {
-            let path = base.join(shard);
-            if !path.is_dir() {
-                let meta = io::stat_at(&self.blobs, shard).map_err(Error::io("stat", &path))?;
-                return Ok(meta.map(|meta| BlobFile { digest: None, name: shard.clone(), meta }).into_iter().collect());
-            }
-            let mut files = Vec::new();
-            for file in list(&path)? {
-                let name = format!("{shard}/{file}");
-                // None: removed since it was listed.
-                if let Some(meta) = io::stat_at(&self.blobs, &name).map_err(Error::io("stat", path.join(&file)))? {
-                    files.push(BlobFile { digest: layout::parse_blob(self.algorithm, shard, &file), name, meta });
-                }
-            }
-            Ok(files)
-        };
-        let found: Vec<Vec<BlobFile>> = pool::install(|| shards.par_iter().map(files).collect::<Result<_>>())?;
-        Ok(found.into_iter().flatten().collect())
     }
 }

@@ -61,6 +61,10 @@ fn batches_round_trip_under_every_option() {
                     assert_eq!(reader.len(), Some(sample.len() as u64));
                     assert_eq!(&reader.read().unwrap(), sample);
                 }
+                let usage = store.usage().unwrap();
+                let distinct: std::collections::HashSet<&Vec<u8>> = samples.iter().collect();
+                assert_eq!((usage.blobs, usage.physical_bytes), (distinct.len() as u64, store.physical_bytes().unwrap()));
+                assert_eq!(usage.logical_bytes, distinct.iter().map(|sample| sample.len() as u64).sum::<u64>());
                 assert!(files(root.path()).iter().all(|path| !path.to_string_lossy().contains(".tmp.")));
             }
         }

@@ -1,0 +1,127 @@
+use super::*;
+
+fn encodings() -> Vec<Encoding> {
+    [Codec::Auto, Codec::Zstd, Codec::Store].into_iter().map(|codec| Encoding::new(codec, 1).unwrap()).collect()
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..len).map(|_| step()).collect()
+}
+
+const LENGTHS: [usize; 14] =
+    [0, 1, 255, 256, 257, 65_791, 65_792, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 1 << 20, (1 << 20) + 1, 3 << 20, 5_000_000];
+
+#[test]
+fn every_encoding_decodes_to_the_same_bytes() {
+    for len in LENGTHS {
+        for content in [noise(len), vec![0; len]] {
+            for encoding in encodings() {
+                let frame = encoding.encode(&content).into_vec();
+                assert_eq!(content_len(&frame), Ok(Some(len as u64)));
+                assert_eq!(content_len_hint(&frame), Some(len as u64));
+                assert_eq!(decode(&frame, len as u64).unwrap(), content);
+                let mut streamed = Vec::new();
+                let mut seen = Vec::new();
+                encoding.encode_stream(&mut &content[..], len as u64, &mut streamed, |piece| seen.extend_from_slice(piece)).unwrap();
+                assert_eq!(seen, content);
+                assert_eq!(decode(&streamed, len as u64).unwrap(), content, "{len} {encoding:?}");
+                assert_eq!(content_len(&streamed), Ok(Some(len as u64)), "{len} {encoding:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn stored_frames_have_the_length_that_is_told_and_stream_alike() {
+    let encoding = Encoding::new(Codec::Store, 1).unwrap();
+    for len in LENGTHS {
+        let content = noise(len);
+        let frame = Frame::stored(&content);
+        assert_eq!(frame.len() as u64, stored_len(len as u64));
+        let frame = frame.into_vec();
+        assert_eq!(frame.len() as u64, stored_len(len as u64));
+        let mut streamed = Vec::new();
+        encoding.encode_stream(&mut &content[..], len as u64, &mut streamed, |_| ()).unwrap();
+        assert_eq!(frame, streamed);
+        let mut out = vec![1; len];
+        let mut reader = StoredReader::new(&content);
+        let mut rest = &frame[..];
+        for mut slice in reader.slices(&mut out) {
+            rest.read_exact(&mut slice).unwrap();
+        }
+        assert!(rest.is_empty() && reader.matches());
+        assert_eq!(out, content);
+    }
+}
+
+#[test]
+fn windows_stay_small() {
+    // Byte 5 is the window descriptor when bit 5 of the descriptor (byte 4) is clear.
+    for encoding in encodings() {
+        let frame = encoding.encode(&noise(2 << 20)).into_vec();
+        assert_eq!((frame[4] & 0x20, frame[5]), (0, 0x38), "{encoding:?}");
+        assert_eq!(frame[4] & 0x04, 0, "no checksum");
+    }
+}
+
+#[test]
+fn auto_compresses_what_pays() {
+    let auto = Encoding::new(Codec::Auto, 1).unwrap();
+    assert!(auto.encode(&vec![0; 100_000]).is_compressed());
+    assert!(auto.encode("the page of a book is text, and text is compressible. ".repeat(3000).as_bytes()).is_compressed());
+    assert!(!auto.encode(&noise(100_000)).is_compressed());
+    assert!(!auto.encode(b"x").is_compressed());
+}
+
+#[test]
+fn a_reader_of_another_length_is_refused() {
+    for encoding in encodings() {
+        for len in [9, 11] {
+            let error = encoding.encode_stream(&mut &[7; 10][..], len, &mut Vec::new(), |_| ()).unwrap_err();
+            let want = if len > 10 { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::InvalidData };
+            assert_eq!(error.kind(), want);
+        }
+    }
+}
+
+#[test]
+fn foreign_frames_are_read() {
+    let (a, b) = (noise(1000), vec![3; 70_000]);
+    let mut frames = vec![0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    frames.extend(compress(&a, 3));
+    frames.extend(zstd::stream::encode_all(&b[..], 19).unwrap());
+    let whole = [a, b].concat();
+    assert_eq!(content_len(&frames), Ok(None), "the streamed frame does not tell its size");
+    assert_eq!(decode(&frames, 100_000).unwrap(), whole);
+    assert_eq!(decode(&frames, 70_999), Err(DecodeError::TooLarge));
+    let mut out = vec![0; whole.len()];
+    decode_into(&frames, &mut out).unwrap();
+    assert_eq!(out, whole);
+}
+
+#[test]
+fn damage_is_malformed() {
+    let frame = compress(&vec![5; 1000], 1);
+    for bad in [&frame[..frame.len() - 1], &frame[1..], &[frame.clone(), vec![0]].concat(), b"nonsense"] {
+        assert!(matches!(decode(bad, 1000), Err(DecodeError::Malformed(_))), "{bad:?}");
+    }
+    assert!(decode_into(&frame, &mut [0; 999]).is_err());
+    assert!(decode_into(&frame, &mut [0; 1001]).is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_bytes_round_trip_and_never_panic(content: Vec<u8>) {
+        let _ = decode(&content, 1 << 20);
+        for encoding in encodings() {
+            proptest::prop_assert_eq!(&decode(&encoding.encode(&content).into_vec(), 1 << 20).unwrap(), &content);
+        }
+    }
+}
