@@ -3,6 +3,8 @@
 //! Names are relative to an open directory wherever a call can take one. Functions return [`io::Result`]; callers know the whole path and add
 //! it to the error.
 
+pub(crate) mod tree;
+
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -12,6 +12,7 @@ pub mod error;
 pub mod io;
 pub mod layout;
 pub mod limits;
+pub mod path;
 pub mod pool;
 pub mod store;
 
