@@ -1,8 +1,9 @@
 """Drop-in functions: `import pfimg as processfork` keeps a program working that used the package `processfork`.
 
-Names, arguments and results are the original's. Errors are caught as before: every one is a RuntimeError, those that were ValueErrors are that too, and wrong types are
-TypeErrors. What differs is what the original gets wrong: secrets are recognised better, `PWD` is kept, a directory that is
-missing or cannot be read is an error instead of an empty tree, and an image has at most two parents. `merge` is not offered.
+Names, arguments and results are the original's. Errors are caught as before: every one is a RuntimeError, those that were
+ValueErrors are that too, and wrong types are TypeErrors. What differs is what the original gets wrong: secrets are recognised
+better, `PWD` is kept, a directory that is missing or cannot be read is an error instead of an empty tree, and an image has at most
+two parents. `merge` is not offered.
 """
 
 # ruff: noqa: ARG001, PLR0917 - the arguments are the original's
@@ -145,6 +146,6 @@ def _mapping(value: Mapping[str, str], name: str) -> Mapping[str, str]:
     return value
 
 
-def _role_and_content(message: Mapping[str, str]) -> Mapping[str, str]:
-    # Anything else is refused by name in `snapshot`.
+def _role_and_content(message: Any) -> Any:
+    # What is missing, or is no mapping, is refused by name in `snapshot`.
     return {name: message[name] for name in ("role", "content") if name in message} if isinstance(message, Mapping) else message

@@ -12,7 +12,7 @@ from typing import Any
 
 from pfimg import config
 from pfimg._core import Manifest, Store
-from pfimg.errors import BlobNotFound, FormatError, IntegrityError, StoreOSError
+from pfimg.errors import BlobNotFound, FormatError, IntegrityError, LimitExceeded, StoreError, StoreOSError
 from pfimg.types import BlobStore, Finding, GcReport, ProgressCallback, StoreStats, VerifyReport, ticker
 
 _log = logging.getLogger("pfimg")
@@ -86,7 +86,7 @@ class PfStore(Store):
         for image in self.markers():
             try:
                 manifest = self.read_marker(image)
-            except (FormatError, IntegrityError) as error:
+            except (FormatError, IntegrityError, LimitExceeded) as error:
                 _log.warning("image %s is skipped, its marker is damaged: %s", image, error)
             except (BlobNotFound, FileNotFoundError):
                 continue  # removed since the names were read
@@ -107,30 +107,42 @@ class PfStore(Store):
             What was found, and after a repair what is still wrong.
         """
         tick = ticker(progress, "verify")
+        sources = _several(repair_from)
         found = self.run_verify(tick=tick)
         repaired: set[str] = set()
         # A repaired tree or page manifest may show that blobs below it are missing too, so look again until nothing more heals.
-        while healed := self._repair(found, repair_from):
+        while sources and (healed := self._repair(_damaged(found) - repaired, sources)):
             repaired |= healed
             found = self.run_verify(tick=tick)
-        findings = {kind: _findings(found[kind]) for kind in ("corrupt", "missing", "unreachable", "foreign")}
         return VerifyReport(
             checked=found["checked"],
             bytes=found["bytes"],
+            corrupt=_findings(found["corrupt"]),
+            missing=_findings(found["missing"]),
+            unreachable=_findings(found["unreachable"]),
+            foreign=_findings(found["foreign"]),
             partial=tuple(found["partial"]),
             repaired=tuple(sorted(repaired)),
-            **findings,
         )
 
-    def _repair(self, found: dict[str, Any], sources: Any) -> set[str]:
+    def _repair(self, wanted: set[str], sources: list[Any]) -> set[str]:
+        """Fetches what it can get; then gives images their manifest and marker again, each from the other."""
         from pfimg import transfer
 
-        wanted = {finding.digest for finding in _findings([*found["corrupt"], *found["missing"]]) if finding.digest}
         healed: set[str] = set()
-        for source in _several(sources):
+        for source in sources:
             if wanted - healed:
                 healed |= transfer.repair(self, sorted(wanted - healed), source)
-        return healed
+        return healed | {image for image in wanted.intersection(self.markers()) if self._rewrite(image)}
+
+    def _rewrite(self, image: str) -> bool:
+        for read in (self.read_marker, self.get_manifest):
+            try:
+                self.put_manifest(read(image))
+            except StoreError:
+                continue
+            return True
+        return False
 
     def gc(
         self, *, grace_seconds: float = config.DEFAULT_GRACE_SECONDS, max_bytes: int | None = None, dry_run: bool = False
@@ -139,9 +151,7 @@ class PfStore(Store):
 
         Args:
             grace_seconds: Younger blobs stay, since an image in the making may be about to name them.
-            max_bytes: Bound on the bytes that blobs take on disk: the oldest unreachable, unpinned blobs are removed until it is
-            met, and younger
-                ones than `grace_seconds` too. None: remove all that is old enough.
+            max_bytes: Stop as soon as the blobs take no more than this on disk; the oldest are removed first. None: remove all that can be.
             dry_run: Only tell what would be removed.
         """
         found = self.run_gc(grace_seconds=grace_seconds, max_bytes=max_bytes, dry_run=dry_run)
@@ -152,6 +162,10 @@ class PfStore(Store):
         counts = dict(self.run_stats())
         totals = {name: counts.pop(name) for name in ("blobs", "images", "physical_bytes", "logical_bytes")}
         return StoreStats(**totals, counters=counts)
+
+
+def _damaged(found: dict[str, Any]) -> set[str]:
+    return {digest for digest, _, _ in [*found["corrupt"], *found["missing"]] if digest}
 
 
 def _findings(items: Iterable[tuple[str | None, object, Iterable[str]]]) -> tuple[Finding, ...]:

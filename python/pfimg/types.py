@@ -53,8 +53,7 @@ class Progress:
 
 
 ProgressCallback: TypeAlias = Callable[[Progress], object]
-"""What `progress=` takes. It is called from the thread that made the call, about ten times a second; what it raises ends the
-call."""
+"""What `progress=` takes. Called from the thread that made the call, about ten times a second; what it raises ends the call."""
 
 
 def ticker(progress: ProgressCallback | None, phase: str) -> "Tick | None":
@@ -90,8 +89,8 @@ class Finding:
     """One thing that `verify` found.
 
     Attributes:
-        digest: The blob, or the image; None for a file that is neither.
-        path: Where it lies (or would lie, or was moved to); None when the blobs are not in a directory.
+        digest: The blob, or the image whose marker it is; None for a file that is neither.
+        path: Where it is, or would be; None when the blobs are not in a directory.
         images: Ids of the images that need it, sorted.
     """
 
@@ -110,8 +109,8 @@ class VerifyReport:
 
     Attributes:
         checked: Blobs read and hashed.
-        bytes: Their decoded size.
-        corrupt: Blobs that do not hash to their name; they were moved to `quarantine/`.
+        bytes: Their size on disk.
+        corrupt: Blobs (moved to `quarantine/`) and markers that do not hash to their name, and documents of an image that are malformed.
         missing: Blobs that an image needs and that are not here.
         unreachable: Blobs that no image and no pin needs; `gc` would remove them once they are old enough.
         foreign: Files that are no blobs of this store.
@@ -148,7 +147,7 @@ class GcReport:
 
     Attributes:
         freed: Blobs removed.
-        freed_bytes: What they took on disk.
+        freed_bytes: What they and leftover temporary files took on disk.
         kept: Blobs that stay.
         dry_run: Whether nothing was removed in truth.
     """
