@@ -5,6 +5,7 @@ rest reads arguments (`ids`, `units`, `npy`) or draws (`contents`, `draw`, `line
 are complete: a command that is interrupted has printed none.
 """
 
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from .images import checkout, diff, ls, rm, show, snapshot
 from .registry import clone, copy, exists, pull, push
 from .upkeep import gc, stats, verify
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,16 +47,22 @@ command.add_topic("Upkeep", verify, gc, stats, completions)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    app = App()
+    """Runs the command in a process of its own: sets that up, and returns the exit code."""
     speak_warnings()
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal knows every file name
+    return run(sys.argv[1:] if args is None else args)
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; whatever goes wrong is told on stderr."""
+    app = App()
     try:
         if instruction := os.environ.get("_PFIMG_COMPLETE"):
             return answer(command, instruction)
-        with command.make_context("pfimg", list(sys.argv[1:] if args is None else args), obj=app) as context:
+        with command.make_context("pfimg", list(args), obj=app) as context:
             command.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:

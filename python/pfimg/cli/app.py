@@ -45,12 +45,12 @@ class App:
         """A bar on stderr while the block runs; None where nobody watches."""
         return bar()
 
-    def emit(self, document: object, text: str) -> None:
+    def emit(self, document: Any, text: str) -> None:
         """Prints a result: with `--json` the document (reports are turned into objects), else the text."""
         if not self.as_json:
             click.echo(text)
         else:
-            document = dataclasses.asdict(document) if dataclasses.is_dataclass(document) else document
+            document = dataclasses.asdict(document) if dataclasses.is_dataclass(type(document)) else document
             click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -116,15 +116,14 @@ class Group(click.Group):
                 formatter.write_dl([(command.name or "", command.get_short_help_str(70)) for command in commands])
 
 
-class _Warnings(logging.Handler):
+class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         note(f"pfimg: {record.levelname.lower()}: {record.getMessage()}")
 
 
 def speak_warnings() -> None:
-    """Shows what the library warns about as one line each."""
+    """Shows what the library warns about as one line each, for the rest of the process."""
     logger = logging.getLogger("pfimg")
-    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
-        logger.addHandler(_Warnings(logging.WARNING))
-        logger.propagate = False
+    logger.addHandler(_Lines(logging.WARNING))
+    logger.propagate = False
     warnings.showwarning = lambda message, *_args, **_rest: note(f"pfimg: warning: {message}")

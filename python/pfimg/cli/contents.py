@@ -98,8 +98,8 @@ def _tokens(pages: int, fill: int, page_size: int) -> int:
 class Contents:
     """An image.
 
-    `blobs` has the size of each document, by layer; None where it is not here. What a document says is None where it is not here, or of
-    a kind that this version does not know.
+    `blobs` has the size of each document, by layer; None where it is not here. What a document says is None where it is not here,
+    or of a kind that this version does not know.
     """
 
     image: str

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,18 @@ def snapshot(
             effects=_json_lines(effects, "--effects"),
             parents=[resolve(store, parent) for parent in parents],
             scrub_env=scrub_env,
-            ignore=ignore,
+            ignore=[*ignore, *_own_store(store, directory)],
             progress=progress,
         )
     app.emit({"image": image}, image)
+
+
+def _own_store(store: pfimg.PfStore, directory: Path) -> list[str]:
+    """Leaves out the store where it lies in the directory: it changes while it is captured, and would hold itself."""
+    root, directory = store.root.resolve(), directory.resolve()
+    if not root.is_relative_to(directory):
+        return []
+    return ["/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", root.relative_to(directory).as_posix())]
 
 
 def _put_pages(store: pfimg.PfStore, k_path: Path, v_path: Path) -> pfimg.PageManifest:

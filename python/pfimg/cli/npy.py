@@ -1,8 +1,7 @@
 """NumPy `.npy` files of KV pages as memory maps, without NumPy.
 
 Only what KV pages need is read: a C-ordered, little-endian array of five dimensions (pages, layers, tokens, heads, head_dim), in
-versions 1 to 3 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. The bytes stay in the file until they are
-used.
+versions 1 to 3 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. The bytes stay in the file until used.
 """
 
 import ast

@@ -1,6 +1,7 @@
 """Sizes, durations and counts: how the command reads and prints them."""
 
 import re
+
 import click
 
 _SIZES = {"": 1, "b": 1, **{u: 1000**n for n, u in enumerate("kmgtp", 1)}}

@@ -8,7 +8,7 @@ from pfimg import config
 
 from .app import App, Command, pass_app
 from .exits import Exit, Failure
-from .units import Duration, Size
+from .units import duration, size
 
 
 @click.command(cls=Command)
@@ -27,13 +27,13 @@ def verify(app: App, repair_from: tuple[str, ...]) -> None:
 @click.command(cls=Command)
 @click.option(
     "--grace",
-    type=Duration(),
-    default=config.DEFAULT_GRACE_SECONDS,
+    callback=duration,
+    default=str(config.DEFAULT_GRACE_SECONDS),
     metavar="TIME",
     help="Keep what is younger than this. [default: 1d]",
 )
 @click.option(
-    "--max-bytes", type=Size(), metavar="SIZE", help="Evict the oldest of what no image needs until the store is no larger."
+    "--max-bytes", callback=size, metavar="SIZE", help="Evict the oldest of what no image needs until the store is no larger."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @pass_app
