@@ -30,7 +30,7 @@ say = printf '$(if $(filter yes,$(colour)),\033[1m==> %s\033[0m,==> %s)\n' "$(1)
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(MODULE) $(VENV)/.demo ## Carry real KV pages and a directory to a registry and back, and compare every byte
+demo: $(MODULE) ## Carry real KV pages and a directory to a registry and back, and compare every byte
 	@$(PY) examples/demo.py
 
 test: $(MODULE) $(VENV)/.test cargo-found ## Run all tests in their short form
@@ -82,14 +82,14 @@ $(VENV)/.made: | python-found
 	@touch $@
 
 # One stamp for each dependency group of pyproject.toml.
-$(VENV)/.build $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: pyproject.toml $(VENV)/.made
+$(VENV)/.build $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: pyproject.toml $(VENV)/.made
 	@$(call say,installing what '$*' needs)
 	@$(PIP) --group $*
 	@touch $@
 
 $(MODULE): $(RUST_SOURCES) $(VENV)/.build | cargo-found
 	@$(call say,building the extension)
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --skip-install-message 2>&1
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release
 	@touch $@
 
 python-found:

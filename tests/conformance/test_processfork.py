@@ -131,6 +131,9 @@ def test_layers_that_do_not_depend_on_time_are_the_same(tmp_path: Path, odd_name
     ):
         assert ours[section][field] == theirs[section][field], f"{section}.{field}"
     assert list(ours) == list(theirs)
+    store = pfimg.PfStore.open(tmp_path / "store")
+    procs = [json.loads(store.get(manifest["world"]["procs"])) | {"note": ""} for manifest in (ours, theirs)]
+    assert procs[0] == procs[1]
     assert ours["agent"] | {"version": "", "fingerprint": ""} == theirs["agent"] | {"version": "", "fingerprint": ""}
 
 
