@@ -2,8 +2,8 @@
 
 Names, arguments and results are the original's. Errors are caught as before: every one is a RuntimeError, those that were
 ValueErrors are that too, and wrong types are TypeErrors. What differs is what the original gets wrong: secrets are recognised
-better, `PWD` is kept, a directory that is missing or cannot be read is an error instead of an empty tree, and an image has at most
-two parents. `merge` is not offered.
+better, `PWD` is kept, a directory that is missing or cannot be read is an error instead of an empty tree, and an image has at
+most two parents. `merge` is not offered.
 """
 
 # ruff: noqa: ARG001, PLR0917 - the arguments are the original's

@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from pfimg import config, timestamps
@@ -84,9 +84,8 @@ class Ledger:
             secret: The secret to check with; None means the one in the header, else `PF_SESSION_SECRET`.
 
         Returns:
-            What that proves: `authenticated` (only a holder of the secret can have written it), or `tamper-detection` (it was not
-            changed by
-            accident: the secret is the header's own).
+            What that proves: `authenticated` (only a holder of the secret can have written it), or `tamper-detection` (it was
+            not changed by accident: the secret is the header's own).
 
         Raises:
             IntegrityError: The chain is broken; `.index` is the first entry that does not fit.
@@ -130,7 +129,7 @@ def build(effects: Iterable[Mapping[str, object] | Effect] = (), *, secret: byte
         >>> pfimg.effects.build([{"tool_id": "mail"}], secret=b"mine").splitlines()[0]
         b'{"entries":1,"kind":"effects.ledger.v1"}'
     """
-    entries = [item if isinstance(item, Effect) else _entry(item, index) for index, item in enumerate(effects)]
+    entries = [_entry(asdict(item) if isinstance(item, Effect) else item, index) for index, item in enumerate(effects)]
     header: dict[str, object] = {"entries": len(entries), "kind": KIND}
     key = _given(secret) or session_secret()
     if key is None:

@@ -63,8 +63,9 @@ def build(variables: Mapping[str, str], cwd: str, *, scrub_env: Iterable[str] = 
     try:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
-        name = next((name for name, value in variables.items() if not _is_unicode(name + value)), "cwd")
-        raise FormatError(f"environment variable {name!r} is not valid Unicode: leave it out", field=name) from error
+        odd = next((name for name, value in variables.items() if not _is_unicode(name + value)), None)
+        what = "working directory" if odd is None else f"environment variable {odd!r}"
+        raise FormatError(f"{what} is not valid Unicode: leave it out", field=odd or "cwd") from error
 
 
 def _no_text(patterns: Iterable[str]) -> Iterable[str]:

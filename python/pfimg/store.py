@@ -99,8 +99,8 @@ class PfStore(Store):
         A corrupt blob is moved to `quarantine/`; the next put of the same bytes heals it.
 
         Args:
-            repair_from: Where to fetch corrupt and missing blobs again: an image reference or a Registry, or several of them,
-            asked in that order.
+            repair_from: Where to fetch corrupt and missing blobs again: an image reference or a Registry, or several of
+                them, asked in that order.
             progress: Called with events of the phase `verify`.
 
         Returns:
@@ -122,7 +122,7 @@ class PfStore(Store):
             unreachable=_findings(found["unreachable"]),
             foreign=_findings(found["foreign"]),
             partial=tuple(found["partial"]),
-            repaired=tuple(sorted(repaired)),
+            repaired=tuple(sorted(repaired - _damaged(found))),
         )
 
     def _repair(self, wanted: set[str], sources: list[Any]) -> set[str]:
@@ -151,7 +151,8 @@ class PfStore(Store):
 
         Args:
             grace_seconds: Younger blobs stay, since an image in the making may be about to name them.
-            max_bytes: Stop as soon as the blobs take no more than this on disk; the oldest are removed first. None: remove all that can be.
+            max_bytes: Stop as soon as the blobs take no more than this on disk; the oldest are removed first. None: remove
+                all that can be.
             dry_run: Only tell what would be removed.
         """
         found = self.run_gc(grace_seconds=grace_seconds, max_bytes=max_bytes, dry_run=dry_run)

@@ -110,7 +110,7 @@ class VerifyReport:
     Attributes:
         checked: Blobs read and hashed.
         bytes: Their size on disk.
-        corrupt: Blobs (moved to `quarantine/`) and markers that do not hash to their name, and documents of an image that are malformed.
+        corrupt: Blobs (moved to `quarantine/`) and markers that do not hash to their name, and documents that are malformed.
         missing: Blobs that an image needs and that are not here.
         unreachable: Blobs that no image and no pin needs; `gc` would remove them once they are old enough.
         foreign: Files that are no blobs of this store.
