@@ -1,0 +1,238 @@
+//! A tree and its blobs become a directory again.
+//!
+//! The whole list is checked before anything is written ([`Plan`]). Everything is then built in a private directory beside the target, which
+//! takes the target's name at the very end, in one step that never replaces anything; whatever happens before leaves nothing behind. Order:
+//! directories, files in parallel, links, and the modes of directories last and deepest first, so that a directory without write permission
+//! can be filled. Links come after all files, so that no file is ever written through one, whatever the file system takes for equal names.
+//!
+//! Modes are the recorded ones, whatever the umask. Directories that only paths imply get 0755; the target itself, which has no entry, what
+//! the umask grants. Nothing is synced: a restored directory can be restored again.
+
+mod links;
+mod staging;
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use self::staging::Staging;
+use crate::digest::{self, Digest};
+use crate::error::{Error, Result};
+use crate::pool::Monitor;
+use crate::store::BlobStore;
+use crate::tree::{Entry, FsTree, Kind, entry_name};
+use crate::{limits, path};
+
+/// Files above this size are streamed.
+const LARGE_BYTES: u64 = 8 << 20;
+/// Mode of directories that have no entry of their own.
+const IMPLIED_MODE: u16 = 0o755;
+
+/// What a restored directory may hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RestoreOptions {
+    /// Whether links that are absolute or lead out of the directory are restored instead of skipped.
+    pub allow_absolute_symlinks: bool,
+}
+
+/// Restores the tree `digest` as the new directory `target`; returns a warning for each link that was skipped. The monitor counts files and
+/// links.
+///
+/// # Errors
+/// [`Error::Io`] with `AlreadyExists` when anything has the target's name, and for whatever the system refuses; [`Error::Format`] for a
+/// hostile or malformed tree and for a blob that has not the recorded size, naming the entry; those of the store. The target does not exist
+/// then, nor do directories above it that were made for it.
+pub fn restore_tree(store: &dyn BlobStore, digest: &Digest, target: &Path, options: &RestoreOptions, monitor: &Monitor) -> Result<Vec<String>> {
+    // Without a trailing slash, which would follow a link of that name.
+    let target: &Path = &target.components().collect::<PathBuf>();
+    staging::check_free(target)?;
+    let tree = FsTree::parse(&store.get(digest)?)?;
+    let plan = Plan::new(&tree, *options)?;
+    monitor.expect((plan.files.len() + plan.links.len()) as u64);
+    let staging = Staging::new(target)?;
+    let site = Site { built: staging.path(), target };
+    site.make_dirs(&plan)?;
+    plan.files.par_iter().try_for_each_init(Vec::new, |buffer, file| site.write_file(store, file, buffer, monitor))?;
+    for (path, link_target) in &plan.links {
+        symlink(link_target, site.built.join(path)).map_err(Error::io("link", target.join(path)))?;
+        monitor.advance(1, link_target.len() as u64)?;
+    }
+    for (path, mode) in plan.dirs.iter().rev() {
+        set_mode(&site.built.join(path), *mode).map_err(Error::io("chmod", target.join(path)))?;
+    }
+    monitor.check()?;
+    staging.place()?;
+    Ok(plan.warnings)
+}
+
+/// What will be written, all of it checked.
+struct Plan<'a> {
+    /// Parents first; implied ones too.
+    dirs: Vec<(&'a str, u16)>,
+    files: Vec<PlannedFile<'a>>,
+    /// Paths and targets.
+    links: Vec<(&'a str, &'a str)>,
+    warnings: Vec<String>,
+}
+
+struct PlannedFile<'a> {
+    entry: &'a Entry,
+    blob: &'a Digest,
+}
+
+impl<'a> Plan<'a> {
+    fn new(tree: &'a FsTree, options: RestoreOptions) -> Result<Self> {
+        let entries = tree.ordered()?;
+        let mut plan = Self { dirs: Vec::new(), files: Vec::new(), links: Vec::new(), warnings: Vec::new() };
+        // The directories, outermost first, that the entry before lies in; entries come in an order in which none is ever left and re-entered.
+        let mut within: Vec<&str> = Vec::new();
+        for entry in &entries {
+            within.truncate(within.iter().take_while(|dir| path::is_below(&entry.path, dir)).count());
+            for (end, _) in entry.path.match_indices('/').skip(within.len()) {
+                within.push(&entry.path[..end]);
+                plan.dirs.push((&entry.path[..end], IMPLIED_MODE));
+            }
+            match &entry.kind {
+                Kind::Dir => {
+                    within.push(&entry.path);
+                    plan.dirs.push((&entry.path, entry.mode));
+                }
+                Kind::File { blob } => plan.files.push(PlannedFile { entry, blob }),
+                Kind::Symlink { blob, target } => {
+                    check_link(entry, blob, target)?;
+                    plan.links.push((&entry.path, target));
+                }
+            }
+            if plan.dirs.len() as u64 > limits::DOCUMENT_ENTRIES {
+                let what = "number of directories of a tree".into();
+                return Err(Error::Limit { what, name: "DOCUMENT_ENTRIES", limit: limits::DOCUMENT_ENTRIES });
+            }
+        }
+        if !options.allow_absolute_symlinks {
+            plan.skip_unsafe_links();
+        }
+        Ok(plan)
+    }
+
+    fn skip_unsafe_links(&mut self) {
+        let all: HashMap<_, _> = self.links.iter().copied().collect();
+        let warnings = &mut self.warnings;
+        self.links.retain(|(path, target)| {
+            let why = if target.starts_with('/') {
+                "its target is absolute"
+            } else if links::escapes(&all, path, target) {
+                "its target lies outside"
+            } else {
+                return true;
+            };
+            warnings.push(format!("skipped symbolic link {path:?} to {target:?}: {why}"));
+            false
+        });
+    }
+}
+
+fn check_link(entry: &Entry, blob: &Digest, target: &str) -> Result<()> {
+    let refused = |why: &str| Err(Error::field(entry_name(&entry.path), "link_target", why));
+    if target.is_empty() || target.contains('\0') {
+        refused("is empty or holds a NUL")
+    } else if target.len() as u64 != entry.size || digest::hash(blob.algorithm(), target.as_bytes()) != *blob {
+        refused("is not what `size` and `blob` say")
+    } else {
+        Ok(())
+    }
+}
+
+/// Where a directory is built, and the name that it will have, which errors tell.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    built: &'a Path,
+    target: &'a Path,
+}
+
+impl Site<'_> {
+    fn make_dirs(&self, plan: &Plan<'_>) -> Result<()> {
+        plan.dirs.iter().try_for_each(|(path, _)| {
+            let made = DirBuilder::new().mode(0o700).create(self.built.join(path));
+            made.map_err(Error::io("create", self.target.join(path)))
+        })
+    }
+
+    fn write_file(&self, store: &dyn BlobStore, file: &PlannedFile<'_>, buffer: &mut Vec<u8>, monitor: &Monitor) -> Result<()> {
+        monitor.check()?;
+        let PlannedFile { entry, blob } = file;
+        let name = self.target.join(&entry.path);
+        let made = File::options().write(true).create_new(true).mode(0o600).open(self.built.join(&entry.path));
+        let mut made = made.map_err(Error::io("create", &name))?;
+        match usize::try_from(entry.size) {
+            Ok(size) if entry.size <= LARGE_BYTES => {
+                buffer.resize(size, 0);
+                store.get_into(blob, buffer).map_err(|error| match error {
+                    Error::Format { reason, .. } => Error::field(entry_name(&entry.path), "size", format!("blob {blob} {reason}")),
+                    error => error,
+                })?;
+                made.write_all(buffer).map_err(Error::io("write", &name))?;
+                monitor.advance(0, entry.size)?;
+            }
+            _ => {
+                let mut sink = Sink { file: &made, entry, name: &name, left: entry.size, monitor, failure: None };
+                let got = store.get_stream(blob, &mut sink);
+                got.map_err(|error| sink.failure.take().unwrap_or(error))?;
+                if sink.left > 0 {
+                    return Err(wrong_size(entry, "shorter"));
+                }
+            }
+        }
+        made.set_permissions(Permissions::from_mode(entry.mode.into())).map_err(Error::io("chmod", &name))?;
+        monitor.advance(1, 0)
+    }
+}
+
+fn set_mode(path: &Path, mode: u16) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(mode.into()))
+}
+
+fn wrong_size(entry: &Entry, how: &str) -> Error {
+    Error::field(entry_name(&entry.path), "size", format!("the blob is {how} than {} bytes", entry.size))
+}
+
+/// A file that takes no more than it should hold, can be cancelled, and remembers why it failed, which the store's error cannot say.
+struct Sink<'a> {
+    file: &'a File,
+    entry: &'a Entry,
+    name: &'a PathBuf,
+    left: u64,
+    monitor: &'a Monitor,
+    failure: Option<Error>,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = if bytes.len() as u64 > self.left {
+            Err(wrong_size(self.entry, "longer"))
+        } else {
+            match self.file.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+                written => written.map_err(Error::io("write", self.name)),
+            }
+        };
+        let counted = written.and_then(|n| self.monitor.advance(0, n as u64).map(|()| n));
+        let n = counted.map_err(|failure| {
+            let told = io::Error::other(failure.to_string());
+            self.failure = Some(failure);
+            told
+        })?;
+        self.left -= n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
