@@ -5,7 +5,7 @@ from enum import IntEnum
 
 import click
 
-from pfimg.errors import BadRef, BlobNotFound, IntegrityError, SignatureError, UnsupportedScheme
+from pfimg.errors import BadRef, BlobNotFound, IntegrityError, PfimgError, SignatureError, UnsupportedScheme
 
 
 class Exit(IntEnum):
@@ -52,22 +52,21 @@ def code_of(error: BaseException) -> Exit:
 
 
 def line_of(error: BaseException) -> str:
-    """The error as one line."""
+    """The error as one line; empty when there is nothing left to say."""
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "pfimg"
-        return _one_line(f"{error.format_message()} See `{path} --help`.")
+        message = error.format_message().rstrip(".")
+        return _one_line(f"{message[:1].lower()}{message[1:]} (see `{path} --help`)")
     if isinstance(error, click.ClickException):
         return _one_line(error.format_message())
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror.lower()}" if error.filename is not None else error.strerror.lower()
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        advice = "free some space: `pfimg gc` removes what no image needs"
-    else:
-        advice = next((advice for kind, _, advice in _CLASSES if isinstance(error, kind)), "")
-    message = message or type(error).__name__
-    if not isinstance(error, Exception | KeyboardInterrupt):
-        message = f"{type(error).__name__}: {message}"
+    if not isinstance(error, Failure | PfimgError | OSError | ValueError):
+        return _one_line(f"{type(error).__name__}: {error} (a defect of pfimg: --debug shows where)")
+    message, advice = str(error), next((advice for kind, _, advice in _CLASSES if isinstance(error, kind)), "")
+    if isinstance(error, OSError):
+        if error.errno in _DISK_FULL:
+            advice = "free some space: `pfimg gc` removes what no image needs"
+        if error.strerror:
+            message = f"{error.filename}: {error.strerror.lower()}" if error.filename is not None else error.strerror.lower()
     return _one_line(f"{message} ({advice})" if advice else message)
 
 
