@@ -4,19 +4,33 @@
 //! what stands before it:
 //!
 //! [`error`], [`limits`] → [`path`], [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] → [`store`] →
-//! [`images`] → [`walk`], [`capture`], [`restore`] → [`verify`], [`gc`].
+//! [`walk`] → [`images`] → [`capture`], [`restore`] → [`verify`], [`gc`].
 
+pub mod capture;
 pub mod codec;
 pub mod digest;
 pub mod error;
+pub mod gc;
+pub mod images;
 pub mod io;
+mod json;
 pub mod layout;
 pub mod limits;
+pub mod manifest;
+pub mod pages;
 pub mod path;
 pub mod pool;
+pub mod restore;
 pub mod store;
+pub mod tree;
+pub mod verify;
+pub mod walk;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, Result};
+pub use images::Images;
+pub use manifest::Manifest;
+pub use pages::PageManifest;
 pub use pool::Monitor;
 pub use store::{BlobStore, DirStore, MemoryStore};
+pub use tree::FsTree;

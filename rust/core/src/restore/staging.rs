@@ -122,7 +122,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Gives the owner all permissions on every directory from `path` down.
-fn unlock(path: &Path) -> io::Result<()> {
+pub(super) fn unlock(path: &Path) -> io::Result<()> {
     let mut dirs = vec![path.to_path_buf()];
     while let Some(dir) = dirs.pop() {
         super::set_mode(&dir, 0o700)?;

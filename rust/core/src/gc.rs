@@ -1,0 +1,197 @@
+//! Garbage collection: mark from the roots, sweep what is older than the grace period, safe beside writers.
+//!
+//! Roots are images, partial images and pins. Files are listed before the roots are, so that an image that appears meanwhile is either among
+//! the roots or made of blobs that were not listed. Removal happens a few files at a time under the exclusive lock; each time, roots that
+//! are new since the last look are marked first, and each file's time is read again, since a put renews the time of a blob it finds
+//! (see [`crate::store`]). An image that cannot be walked stops the run before anything is removed: what it needs is not known.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::images::Images;
+use crate::manifest::Manifest;
+use crate::pool::Monitor;
+use crate::store::{BlobFile, BlobStore, DirStore, GRACE, Hold};
+use crate::{io, layout, limits, walk};
+
+/// Files removed between two looks at the lock.
+const SWEEP_FILES: usize = 256;
+/// A temporary younger than this may still be written, whatever the grace period.
+const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+
+/// What to remove.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Files younger than this stay. Below [`GRACE`], only calls that hold the lock are safe beside the run.
+    pub grace: Duration,
+    /// Stop as soon as the blobs take no more than this; oldest are removed first.
+    pub max_bytes: Option<u64>,
+    /// Only tell.
+    pub dry_run: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { grace: GRACE, max_bytes: None, dry_run: false }
+    }
+}
+
+/// What was removed, or would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs removed.
+    pub freed: u64,
+    /// Their size on disk, leftover temporaries included.
+    pub freed_bytes: u64,
+    /// Blobs that stay.
+    pub kept: u64,
+}
+
+/// Removes blobs that no root reaches.
+pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &Monitor) -> Result<Collected> {
+    let files = store.scan()?;
+    let mut total: u64 = files.iter().map(|file| file.meta.len).sum();
+    let blobs = files.iter().filter(|file| file.digest.is_some()).count() as u64;
+    let mut marks = Marks::default();
+    marks.update(store, images, monitor)?;
+
+    let mut candidates: Vec<BlobFile> = files.into_iter().filter(|file| marks.releases(file, options.grace)).collect();
+    candidates.sort_by_key(|file| file.meta.modified);
+    monitor.expect(candidates.len() as u64);
+    let mut collected = Collected::default();
+    for batch in candidates.chunks(SWEEP_FILES) {
+        let _hold = if options.dry_run { None } else { Some(Hold::exclusive(store.root(), monitor)?) };
+        marks.update(store, images, monitor)?;
+        for file in batch {
+            if options.max_bytes.is_some_and(|max| total <= max) {
+                collected.kept = blobs - collected.freed;
+                return Ok(collected);
+            }
+            let failed = |op| Error::io(op, store.root().join(layout::blobs(store.algorithm())).join(&file.name));
+            let Some(meta) = io::stat_at(store.blobs_dir(), &file.name).map_err(failed("stat"))? else { continue };
+            if !marks.releases(&BlobFile { meta, name: file.name.clone(), ..*file }, options.grace) {
+                continue;
+            }
+            if !options.dry_run {
+                io::remove_at(store.blobs_dir(), &file.name).map_err(failed("remove"))?;
+            }
+            total -= meta.len.min(total);
+            collected.freed += u64::from(file.digest.is_some());
+            collected.freed_bytes += meta.len;
+            monitor.advance(1, meta.len)?;
+        }
+    }
+    collected.freed_bytes += sweep_streams(store, options)?;
+    collected.kept = blobs - collected.freed;
+    Ok(collected)
+}
+
+/// Removes what killed processes left of blobs that they wrote before they knew the name.
+fn sweep_streams(store: &DirStore, options: &Options) -> Result<u64> {
+    let path = store.root().join(layout::TEMPORARY);
+    let dir = match io::open_dir(&path) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    let mut freed = 0;
+    for name in Images::new(store.root()).names(layout::TEMPORARY)? {
+        let meta = io::stat_at(&dir, &name).map_err(Error::io("stat", path.join(&name)))?;
+        if let Some(meta) = meta.filter(|meta| io::is_temporary(&name) && meta.age() >= options.grace.max(TEMPORARY_AGE)) {
+            if !options.dry_run {
+                io::remove_at(&dir, &name).map_err(Error::io("remove", path.join(&name)))?;
+            }
+            freed += meta.len;
+        }
+    }
+    Ok(freed)
+}
+
+/// Everything that the roots seen so far reach.
+#[derive(Default)]
+struct Marks {
+    roots: HashSet<Digest>,
+    reached: HashSet<Digest>,
+}
+
+impl Marks {
+    fn releases(&self, file: &BlobFile, grace: Duration) -> bool {
+        match file.digest {
+            Some(digest) => !self.reached.contains(&digest) && file.meta.age() >= grace,
+            None => io::is_temporary(&file.name) && file.meta.age() >= grace.max(TEMPORARY_AGE),
+        }
+    }
+
+    /// Marks from the roots that are new.
+    fn update(&mut self, store: &DirStore, images: &Images, monitor: &Monitor) -> Result<()> {
+        let algorithm = store.algorithm();
+        for image in images.list(algorithm)? {
+            if self.roots.insert(image) {
+                monitor.check()?;
+                self.image(store, images, &image)?;
+            }
+        }
+        for image in images.partial(algorithm)? {
+            if self.roots.insert(image) {
+                self.partial(store, &images.get(store, &image)?, &image)?;
+            }
+        }
+        for digest in images.pins()?.into_values() {
+            if self.roots.insert(digest) {
+                self.pin(store, &digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn image(&mut self, store: &DirStore, images: &Images, image: &Digest) -> Result<()> {
+        let walk = || {
+            let manifest = images.get(store, image)?;
+            walk::transitive_blob_digests(&manifest, store)
+        };
+        match walk() {
+            Ok(digests) => {
+                self.reached.insert(*image);
+                self.reached.extend(digests);
+                Ok(())
+            }
+            // Removed since the roots were listed.
+            Err(_) if !images.list(store.algorithm())?.contains(image) => Ok(()),
+            Err(error) => {
+                Err(Error::Store(format!("image {image} cannot be walked, so nothing is removed: {error}; verify it, pull it again or remove it")))
+            }
+        }
+    }
+
+    /// Of a partial image, what is here.
+    fn partial(&mut self, store: &DirStore, manifest: &Manifest, image: &Digest) -> Result<()> {
+        self.reached.insert(*image);
+        self.reached.extend(walk::manifest_blob_digests(manifest));
+        for document in walk::documents(manifest, &walk::Selection::all()) {
+            if store.has(document.digest())? {
+                self.reached.extend(document.children(&store.get(document.digest())?)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn pin(&mut self, store: &DirStore, digest: &Digest) -> Result<()> {
+        self.reached.insert(*digest);
+        if digest.algorithm() != store.algorithm()
+            || !store.has(digest)?
+            || store.open_blob(digest)?.len().is_none_or(|len| len > limits::DOCUMENT_BYTES)
+        {
+            return Ok(());
+        }
+        let bytes = store.get(digest)?;
+        match Manifest::parse(&bytes) {
+            Ok(manifest) => self.partial(store, &manifest, digest),
+            Err(_) => {
+                self.reached.extend(walk::children(&bytes)?);
+                Ok(())
+            }
+        }
+    }
+}

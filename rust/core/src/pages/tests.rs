@@ -1,0 +1,123 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::digest::Algorithm;
+
+const META: CacheMeta = CacheMeta { page_size_tokens: 16, n_layers: 32, n_heads: 8, head_dim: 128, dtype: Dtype::Bf16 };
+
+fn page(ix: u64) -> Page {
+    let digest = |side: u8| Digest::new(Algorithm::Sha256, [u8::try_from(ix % 256).unwrap() ^ side; 32]);
+    Page { ix, k: digest(0), v: digest(0x80) }
+}
+
+fn sequence(id: &str, page_ixs: &[u64], fill_in_last_page: u64) -> LogicalSeq {
+    LogicalSeq { id: id.into(), page_ixs: page_ixs.to_vec(), fill_in_last_page }
+}
+
+#[test]
+fn documents_are_printed_in_the_published_order() {
+    let manifest = PageManifest::new(META, vec![page(0)], vec![sequence("s", &[0, 0], 7)]).unwrap();
+    let want = format!(
+        concat!(
+            r#"{{"layout":"paged-batchinvariant-v1","page_size_tokens":16,"n_layers":32,"n_heads":8,"head_dim":128,"dtype":"bf16","#,
+            r#""pages":[{{"ix":0,"k":"{}","v":"{}"}}],"logical_seqs":[{{"id":"s","page_ixs":[0,0],"fill_in_last_page":7}}]}}"#
+        ),
+        page(0).k,
+        page(0).v
+    );
+    assert_eq!(String::from_utf8(manifest.to_json()).unwrap(), want);
+}
+
+#[test]
+fn the_published_document_of_no_cache_is_read() {
+    let text = concat!(
+        r#"{"dtype":"bf16","head_dim":0,"layout":"paged-batchinvariant-v1","logical_seqs":[],"n_heads":0,"n_layers":0,"#,
+        r#""page_size_tokens":16,"pages":[],"note":"nothing was captured"}"#
+    );
+    let manifest = PageManifest::parse(text.as_bytes()).unwrap();
+    assert_eq!((manifest.pages().len(), manifest.meta().page_bytes().unwrap()), (0, 0));
+}
+
+#[test]
+fn page_size_is_the_product_and_never_overflows() {
+    assert_eq!(META.page_bytes().unwrap(), 32 * 16 * 8 * 128 * 2);
+    for dtype in ["bf16", "f16", "f32", "fp8e4m3"] {
+        assert_eq!(dtype.parse::<Dtype>().unwrap().name(), dtype);
+    }
+    assert_eq!("f64".parse::<Dtype>().unwrap_err().code(), "format");
+    assert_eq!(CacheMeta { n_layers: u64::MAX, ..META }.page_bytes().unwrap_err().code(), "limit");
+    assert_eq!(PageManifest::new(CacheMeta { n_heads: 1 << 40, ..META }, vec![], vec![]).unwrap_err().code(), "limit");
+}
+
+#[test]
+fn contradictions_are_named() {
+    let cases = [
+        (vec![page(1), page(1)], vec![], "pages[1].ix"),
+        (vec![], vec![sequence("a", &[], 0), sequence("a", &[], 0)], "logical_seqs[1].id"),
+        (vec![page(1)], vec![sequence("a", &[1, 2], 0)], "logical_seqs[0].page_ixs[1]"),
+        (vec![page(1)], vec![sequence("a", &[1], 16)], "logical_seqs[0].fill_in_last_page"),
+    ];
+    for (pages, sequences, want) in cases {
+        let error = PageManifest::new(META, pages, sequences).unwrap_err();
+        assert!(matches!(&error, Error::Format { field: Some(field), .. } if field == want), "{want}: {error}");
+    }
+}
+
+#[test]
+fn malformed_documents_are_located() {
+    let good = String::from_utf8(PageManifest::new(META, (0..20).map(page).collect(), vec![]).unwrap().to_json()).unwrap();
+    let swapped = good.replacen("\"ix\":3,", "\"ix\":4,", 1);
+    let error = PageManifest::parse(swapped.as_bytes()).unwrap_err();
+    assert!(matches!(&error, Error::Format { field: Some(field), .. } if field == "pages[4].ix"), "{error}");
+    let bad = good.replacen(&page(17).k.to_string(), "sha256:", 1);
+    match PageManifest::parse(bad.as_bytes()).unwrap_err() {
+        Error::Format { field, offset, .. } => {
+            assert_eq!(field.as_deref(), Some("pages[17].k"));
+            let at = bad.find("\"sha256:\"").unwrap();
+            assert!((at..at + 12).contains(&usize::try_from(offset.unwrap()).unwrap()), "{offset:?} {at}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_growing_cache_keeps_what_it_has() {
+    let base = PageManifest::new(META, vec![page(0), page(4)], vec![sequence("a", &[0, 4], 3)]).unwrap();
+    let replaced = Page { v: page(9).v, ..page(4) };
+    let grown = base.extended(vec![page(6), replaced], vec![sequence("b", &[6], 0), sequence("a", &[0, 4, 6], 1)]).unwrap();
+    assert_eq!(grown.pages(), [page(0), replaced, page(6)]);
+    assert_eq!(grown.logical_seqs(), [sequence("a", &[0, 4, 6], 1), sequence("b", &[6], 0)]);
+    assert_eq!((grown.page(6), grown.page(5)), (Some(&page(6)), None));
+    assert_eq!(grown.sequence("b").unwrap().page_ixs, [6]);
+    assert!(base.extended(vec![page(7), page(7)], vec![]).is_err());
+}
+
+#[test]
+fn only_a_list_of_pages_makes_a_page_manifest() {
+    for other in ["", "{}", "[]", "{\"pages\":1}", "{\"pages\":", "nonsense"] {
+        assert_eq!(listed(other.as_bytes()).unwrap(), None, "{other}");
+    }
+    for claims in ["{\"pages\":[", "{\"a\":{\"b\":[]},\"pages\":[{}]}"] {
+        assert_eq!(listed(claims.as_bytes()).unwrap_err().code(), "format", "{claims}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn documents_round_trip(ixs: std::collections::BTreeSet<u32>, names: std::collections::BTreeSet<String>, fill in 0_u64..16) {
+        let pages: Vec<Page> = ixs.iter().rev().map(|ix| page(u64::from(*ix))).collect();
+        let all: Vec<u64> = ixs.iter().map(|ix| u64::from(*ix)).collect();
+        let sequences = names.iter().map(|name| sequence(name, &all, fill)).collect();
+        let manifest = PageManifest::new(META, pages, sequences).unwrap();
+        let printed = manifest.to_json();
+        prop_assert_eq!(&PageManifest::parse(&printed).unwrap(), &manifest);
+        prop_assert_eq!(listed(&printed).unwrap().unwrap(), manifest.pages());
+        let value: serde_json::Value = serde_json::from_slice(&printed).unwrap();
+        prop_assert_eq!(&PageManifest::parse(&serde_json::to_vec_pretty(&value).unwrap()).unwrap(), &manifest);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+        let _ = (PageManifest::parse(&bytes), listed(&bytes));
+    }
+}

@@ -1,0 +1,295 @@
+//! What is reachable from an image.
+//!
+//! The order is fixed: the layers in the order of [`Manifest::blob_digests`], then the blobs of the tree, then K and V of each page, then
+//! what the process table and the model difference name; each digest once, where it is first seen. A layer that is not the document its
+//! place calls for is opaque and refers to nothing; one that claims to be it and is malformed is an error.
+
+use std::collections::HashSet;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::manifest::Manifest;
+use crate::store::BlobStore;
+use crate::tree::FsTree;
+use crate::{json, pages};
+
+/// A layer of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// Base model and what was trained on top of it.
+    Model,
+    /// KV pages.
+    Cache,
+    /// Files, environment, processes.
+    World,
+    /// Effects ledger.
+    Effects,
+    /// Messages.
+    Trace,
+}
+
+impl FromStr for Layer {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "model" => Ok(Self::Model),
+            "cache" => Ok(Self::Cache),
+            "world" => Ok(Self::World),
+            "effects" => Ok(Self::Effects),
+            "trace" => Ok(Self::Trace),
+            other => Err(Error::format("layer", format!("{other:?} is none of model, cache, world, effects, trace"))),
+        }
+    }
+}
+
+/// Which part of an image is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Layers; None means all.
+    pub layers: Option<Vec<Layer>>,
+    /// Numbers of pages; None means all.
+    pub ixs: Option<Vec<u64>>,
+}
+
+impl Selection {
+    /// The whole image.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    fn has(&self, layer: Layer) -> bool {
+        self.layers.as_ref().is_none_or(|layers| layers.contains(&layer))
+    }
+}
+
+/// A layer blob that may refer to others, by its place in the manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Document {
+    /// `world.fs`.
+    Tree(Digest),
+    /// `cache.manifest`.
+    Pages(Digest),
+    /// `world.procs`.
+    Procs(Digest),
+    /// `model.diff`.
+    Diff(Digest),
+}
+
+impl Document {
+    /// The blob.
+    #[must_use]
+    pub const fn digest(&self) -> &Digest {
+        match self {
+            Self::Tree(digest) | Self::Pages(digest) | Self::Procs(digest) | Self::Diff(digest) => digest,
+        }
+    }
+
+    /// What the blob, of which these are the bytes, refers to.
+    pub fn children(&self, bytes: &[u8]) -> Result<Vec<Digest>> {
+        match self {
+            Self::Tree(_) => tree_children(bytes),
+            Self::Pages(_) => Ok(page_children(pages::listed(bytes)?.unwrap_or_default())),
+            Self::Procs(_) => procs_children(bytes),
+            Self::Diff(_) => diff_children(bytes),
+        }
+    }
+}
+
+/// The layers' digests, in walk order, each once.
+#[must_use]
+pub fn manifest_blob_digests(manifest: &Manifest) -> Vec<Digest> {
+    layers(manifest, &Selection::all())
+}
+
+fn layers(manifest: &Manifest, selection: &Selection) -> Vec<Digest> {
+    use Layer::{Cache, Effects, Model, Trace, World};
+    let mut found = Found::default();
+    let of = [Model, Model, Cache, World, World, World, Effects, Trace];
+    found.extend(manifest.blob_digests().into_iter().zip(of).filter(|(_, layer)| selection.has(*layer)).map(|(digest, _)| digest));
+    found.order
+}
+
+/// The layer blobs that a walk reads, in the order in which it does.
+#[must_use]
+pub fn documents(manifest: &Manifest, selection: &Selection) -> Vec<Document> {
+    let fields = manifest.fields();
+    let all = [
+        (Layer::World, Document::Tree(fields.world.fs)),
+        (Layer::Cache, Document::Pages(fields.cache.manifest)),
+        (Layer::World, Document::Procs(fields.world.procs)),
+        (Layer::Model, Document::Diff(fields.model.diff)),
+    ];
+    all.into_iter().filter(|(layer, _)| selection.has(*layer)).map(|(_, document)| document).collect()
+}
+
+/// Everything that an image refers to, its own id not among it.
+///
+/// # Errors
+/// [`Error::BlobNotFound`] for a document that is not there; [`Error::Format`] for a malformed one.
+pub fn transitive_blob_digests(manifest: &Manifest, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
+    reachable(manifest, blobs, &Selection::all())
+}
+
+/// Everything that a part of an image refers to.
+///
+/// # Errors
+/// As [`transitive_blob_digests`]; also [`Error::Format`] for a page number that the cache does not have.
+pub fn reachable(manifest: &Manifest, blobs: &dyn BlobStore, selection: &Selection) -> Result<Vec<Digest>> {
+    let mut found = Found::default();
+    found.extend(layers(manifest, selection));
+    for document in documents(manifest, selection) {
+        let bytes = blobs.get(document.digest())?;
+        match (document, &selection.ixs) {
+            (Document::Pages(_), Some(ixs)) => found.extend(chosen_pages(pages::listed(&bytes)?.unwrap_or_default(), ixs)?),
+            _ => found.extend(document.children(&bytes)?),
+        }
+    }
+    Ok(found.order)
+}
+
+fn chosen_pages(listed: Vec<pages::Page>, ixs: &[u64]) -> Result<Vec<Digest>> {
+    let mut wanted: HashSet<u64> = ixs.iter().copied().collect();
+    let chosen: Vec<pages::Page> = listed.into_iter().filter(|page| wanted.remove(&page.ix)).collect();
+    match wanted.into_iter().min() {
+        Some(ix) => Err(Error::format("page manifest", format!("it has no page {ix}"))),
+        None => Ok(page_children(chosen)),
+    }
+}
+
+/// What a blob refers to when its place is not known, for roots that name it directly.
+pub fn children(bytes: &[u8]) -> Result<Vec<Digest>> {
+    let mut found = Found::default();
+    found.extend(tree_children(bytes)?);
+    found.extend(page_children(pages::listed(bytes)?.unwrap_or_default()));
+    found.extend(procs_children(bytes)?);
+    found.extend(diff_children(bytes)?);
+    Ok(found.order)
+}
+
+fn tree_children(bytes: &[u8]) -> Result<Vec<Digest>> {
+    if !FsTree::is(bytes) {
+        return Ok(Vec::new());
+    }
+    Ok(FsTree::parse(bytes)?.entries.iter().filter_map(|entry| entry.blob().copied()).collect())
+}
+
+fn page_children(pages: Vec<pages::Page>) -> Vec<Digest> {
+    pages.into_iter().flat_map(|page| [page.k, page.v]).collect()
+}
+
+/// A process table made by CRIU names the blob of its dump.
+fn procs_children(bytes: &[u8]) -> Result<Vec<Digest>> {
+    #[derive(Deserialize)]
+    struct Claim {
+        kind: String,
+    }
+    #[derive(Deserialize)]
+    struct Procs {
+        criu_dump: Option<Digest>,
+    }
+    match serde_json::from_slice::<Claim>(bytes) {
+        Ok(claim) if claim.kind == "procs.criu.v1" => Ok(json::parse::<Procs>("process table", bytes)?.criu_dump.into_iter().collect()),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Adapters of a model difference may name blobs; where in an adapter depends on its kind, so every digest in it counts.
+fn diff_children(bytes: &[u8]) -> Result<Vec<Digest>> {
+    #[derive(Deserialize)]
+    struct Claim {
+        layout: String,
+    }
+    #[derive(Deserialize)]
+    struct Diff {
+        diff: Kind,
+    }
+    #[derive(Deserialize)]
+    struct Kind {
+        #[serde(default)]
+        adapters: Digests,
+    }
+    match serde_json::from_slice::<Claim>(bytes) {
+        Ok(claim) if claim.layout == "model.diff.v1" => Ok(json::parse::<Diff>("model difference", bytes)?.diff.adapters.0),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// All strings of a JSON value that are digests; weights and anything else are passed over without being kept.
+#[derive(Default)]
+struct Digests(Vec<Digest>);
+
+impl<'de> Deserialize<'de> for Digests {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+macro_rules! nothing_in {
+    ($($visit:ident: $type:ty),*) => {
+        $(fn $visit<E>(self, _: $type) -> Result<Digests, E> {
+            Ok(Digests::default())
+        })*
+    };
+}
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Digests;
+
+    nothing_in!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64);
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Digests, E> {
+        Ok(Digests::default())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Digests, E> {
+        Ok(Digests(text.parse().into_iter().collect()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Digests, A::Error> {
+        let mut all = Vec::new();
+        while let Some(mut item) = items.next_element::<Digests>()? {
+            all.append(&mut item.0);
+        }
+        Ok(Digests(all))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Digests, A::Error> {
+        let mut all = Vec::new();
+        while let Some((_, mut value)) = map.next_entry::<IgnoredAny, Digests>()? {
+            all.append(&mut value.0);
+        }
+        Ok(Digests(all))
+    }
+}
+
+/// Digests in the order in which they were first seen.
+#[derive(Default)]
+struct Found {
+    order: Vec<Digest>,
+    seen: HashSet<Digest>,
+}
+
+impl Found {
+    fn extend(&mut self, digests: impl IntoIterator<Item = Digest>) {
+        for digest in digests {
+            if self.seen.insert(digest) {
+                self.order.push(digest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
