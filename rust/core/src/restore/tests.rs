@@ -129,7 +129,8 @@ fn hostile_paths_are_refused_before_anything_is_written() {
         let store = OnGet { inner: store, before: wants_content };
         for options in [RestoreOptions::default(), RestoreOptions { allow_absolute_symlinks: true }] {
             let error = restore_tree(&store, &digest, &root.path().join("out"), &options, &Monitor::new()).unwrap_err();
-            assert!(error.code() == "format" && error.to_string().contains(&format!("{:?}", bad.last().unwrap().path)), "{bad:?}: {error}");
+            let named = bad.iter().any(|entry| error.to_string().contains(&format!("{:?}", entry.path)));
+            assert!(error.code() == "format" && named, "{bad:?}: {error}");
         }
         assert!(names(root.path()).is_empty(), "{bad:?}");
     }
@@ -149,7 +150,7 @@ fn blobs_that_are_no_trees_are_refused() {
 #[test]
 fn links_that_lead_out_are_skipped_unless_allowed() {
     let entries = vec![dir("d", 0o755), link("abs", "/etc"), link("d/up", ".."), link("out", "../x"), link("sly", "d/up/../x"), link("via", "abs/x")];
-    let (store, digest) = stored(entries);
+    let (store, digest) = stored(FsTree::new(entries).unwrap().entries);
     let root = tempfile::tempdir().unwrap();
     let (careful, trusting) = (root.path().join("careful"), root.path().join("trusting"));
     let warnings = restore(&store, &digest, &careful).unwrap();
