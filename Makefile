@@ -97,7 +97,7 @@ python-found:
 		echo "pfimg needs Python 3.11 or newer with venv as $(PYTHON): apt-get install python3 python3-venv, or name another with make PYTHON=python3.12" >&2; exit 1; }
 
 cargo-found:
-	@minor=$$(cargo --version 2>/dev/null | sed -nE 's/^cargo 1\.([0-9]+).*/\1/p'); \
+	@minor=$$({ cargo --version 2>/dev/null || true; } | sed -nE 's/^cargo 1\.([0-9]+).*/\1/p'); \
 	[ "$${minor:-0}" -ge 89 ] || { echo "pfimg needs cargo 1.89 or newer: $$(command -v rustup >/dev/null && echo rustup update stable || \
 		echo 'curl --proto =https -sSf https://sh.rustup.rs | sh -s -- -y')" >&2; exit 1; }
 	@command -v cc >/dev/null || { echo "pfimg needs a C compiler: apt-get install build-essential" >&2; exit 1; }
