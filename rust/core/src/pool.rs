@@ -53,11 +53,8 @@ fn pool() -> &'static rayon::ThreadPool {
     {
         return pool;
     }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads())
-        .thread_name(|n| format!("pfimg-{n}"))
-        .build()
-        .expect("the system grants no threads");
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads()).thread_name(|n| format!("pfimg-{n}")).build().expect("the system grants no threads");
     let pool: &'static rayon::ThreadPool = Box::leak(Box::new(pool));
     *slot = Some((pid, pool));
     pool

@@ -55,18 +55,22 @@ pub trait BlobStore: Send + Sync {
     }
 
     /// Stores a batch like [`BlobStore::put_many`], where some names are known: an item whose digest is given and already stored is neither
-    /// read nor hashed; any other is hashed and must match ([`Error::Integrity`] otherwise).
-    fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>]) -> Result<Vec<Digest>> {
-        let put = |blob: &[u8], name: Option<Digest>| match name {
-            Some(name) if self.has(&name)? => Ok(name),
-            Some(name) => {
-                check_digest(self.algorithm(), blob, &name)?;
-                self.put(blob)
-            }
-            None => self.put(blob),
+    /// read nor hashed; any other is hashed and must match ([`Error::Integrity`] otherwise). A cancelled call has stored some items.
+    fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>], monitor: &Monitor) -> Result<Vec<Digest>> {
+        let put = |blob: &[u8], name: Option<Digest>| {
+            let digest = match name {
+                Some(name) if self.has(&name)? => name,
+                Some(name) => {
+                    check_digest(self.algorithm(), blob, &name)?;
+                    self.put(blob)?
+                }
+                None => self.put(blob)?,
+            };
+            monitor.advance(1, blob.len() as u64)?;
+            Ok(digest)
         };
         let items = blobs.iter().zip(digests).enumerate();
-        items.map(|(index, (blob, name))| put(blob, *name).map_err(|error| error.at(index))).collect()
+        items.map(|(index, (blob, name))| put(blob, *name).map_err(|error: Error| error.at(index))).collect()
     }
 
     /// Which of a batch are there.

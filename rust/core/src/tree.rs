@@ -27,7 +27,7 @@ pub struct FsTree {
 }
 
 /// One file, directory or link.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// Relative to the tree's root, components separated by `/`.
     pub path: String,
@@ -40,7 +40,7 @@ pub struct Entry {
 }
 
 /// What an entry is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A regular file.
     File {

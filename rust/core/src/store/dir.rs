@@ -278,11 +278,12 @@ impl DirStore {
     }
 
     /// Puts a batch; `name` tells an item's digest where it is known, and it is believed only when the blob is there already.
-    fn put_batch(&self, blobs: &[&[u8]], name: impl Fn(usize) -> Option<Digest> + Sync) -> Result<Vec<Digest>> {
+    fn put_batch(&self, blobs: &[&[u8]], name: impl Fn(usize) -> Option<Digest> + Sync, monitor: &Monitor) -> Result<Vec<Digest>> {
         let known = |digest: &Digest| self.check_algorithm(digest).and_then(|()| self.find(digest, &layout::blob(digest)));
         let task = |indices: &[usize]| -> Result<Vec<(Digest, Put<'_>)>> {
             let mut out = Vec::with_capacity(indices.len());
             let mut fresh = Vec::with_capacity(indices.len());
+            monitor.check()?;
             for &index in indices {
                 match name(index) {
                     Some(digest) if known(&digest).map_err(|error| error.at(index))? => out.push((index, digest, Put::Found)),
@@ -297,11 +298,13 @@ impl DirStore {
                     {
                         return Err(Error::integrity(&name, format!("its bytes hash to {digest}")));
                     }
+                    monitor.check()?;
                     self.begin(&digest, blobs[index])
                 };
                 out.push((index, digest, put().map_err(|error| error.at(index))?));
             }
             out.sort_unstable_by_key(|(index, ..)| *index);
+            monitor.advance(indices.len() as u64, indices.iter().map(|&index| blobs[index].len() as u64).sum())?;
             out.into_iter().map(|(index, digest, put)| self.settle(&digest, put).map_err(|error| error.at(index))).collect()
         };
         pool::install(|| {
@@ -347,11 +350,11 @@ impl BlobStore for DirStore {
     }
 
     fn put_many(&self, blobs: &[&[u8]]) -> Result<Vec<Digest>> {
-        self.put_batch(blobs, |_| None)
+        self.put_batch(blobs, |_| None, &Monitor::new())
     }
 
-    fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>]) -> Result<Vec<Digest>> {
-        self.put_batch(blobs, |index| digests[index])
+    fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>], monitor: &Monitor) -> Result<Vec<Digest>> {
+        self.put_batch(blobs, |index| digests[index], monitor)
     }
 
     fn get(&self, digest: &Digest) -> Result<Vec<u8>> {

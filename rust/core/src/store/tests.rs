@@ -92,9 +92,9 @@ fn known_names_are_not_hashed_again_but_unknown_ones_must_match() {
     let store = open(root.path());
     let [a, b] = [b"a", b"b"].map(|bytes| store.put(bytes).unwrap());
     // "x" is not looked at, since the blob of that name is there.
-    assert_eq!(store.put_named(&[b"x", b"b"], &[Some(a), None]).unwrap(), [a, b]);
+    assert_eq!(store.put_named(&[b"x", b"b"], &[Some(a), None], &Monitor::new()).unwrap(), [a, b]);
     let c = digest::hash(Algorithm::Sha256, b"c");
-    let error = store.put_named(&[b"a", b"x"], &[None, Some(c)]).unwrap_err();
+    let error = store.put_named(&[b"a", b"x"], &[None, Some(c)], &Monitor::new()).unwrap_err();
     assert!(matches!(&error, Error::At { index: 1, .. }) && error.code() == "integrity", "{error}");
     assert!(!store.has(&c).unwrap());
 }
