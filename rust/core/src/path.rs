@@ -73,10 +73,11 @@ mod tests {
 
     #[test]
     fn single_paths() {
-        for good in ["a", "a/b", "...", "..a", "a..", "a b", "ä", "a\\b", "-", "\n", &"x".repeat(255), &["y"; 2048].join("/")] {
+        let long = |components| vec!["y"; components].join("/");
+        for good in ["a", "a/b", "...", "..a", "a..", "a b", "ä", "a\\b", "-", "\n", &"x".repeat(255), &long(2048)] {
             assert_eq!(check(good), Ok(()), "{good:?}");
         }
-        let bad = ["", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "a\0b", &"x".repeat(256), &["y"; 2049].join("/")];
+        let bad = ["", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "a\0b", &"x".repeat(256), &long(2049)];
         for bad in bad {
             assert!(check(bad).is_err(), "{bad:?}");
         }

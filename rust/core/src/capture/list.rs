@@ -1,5 +1,6 @@
 //! What a directory holds, without reading any content.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirEntry, FileType, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -83,7 +84,7 @@ fn list_dir(root: &Path, dir: &str, ignore: &Ignore, monitor: &Monitor) -> Resul
         } else if file_type.is_symlink() {
             FoundKind::Symlink { target: link_target(&entry)? }
         } else {
-            warnings.push(format!("skipped {relative:?}: {}", special(file_type)));
+            warnings.push(format!("skipped {}: {}", escaped(&relative), special(file_type)));
             continue;
         };
         all.push(Found { path: checked(relative)?, mode: mode_of(&stat), kind });
@@ -94,21 +95,28 @@ fn list_dir(root: &Path, dir: &str, ignore: &Ignore, monitor: &Monitor) -> Resul
 fn link_target(entry: &DirEntry) -> Result<String> {
     let target = fs::read_link(entry.path()).map_err(|error| vanished(entry, "read link", error))?;
     target.into_os_string().into_string().map_err(|target| {
-        let what = format!("symbolic link {:?}", entry.path());
-        Error::format(what, format!("its target {target:?} is not UTF-8; change it or leave it out by an ignore line"))
+        let what = format!("symbolic link {}", escaped(entry.path()));
+        Error::format(what, format!("its target {} is not UTF-8; change it or leave it out by an ignore line", escaped(target)))
     })
 }
 
 /// The path as text, or why it cannot be captured.
 fn checked(relative: PathBuf) -> Result<String> {
-    let refused =
-        |path: &Path, why: &str| Error::format(format!("file name {path:?}"), format!("{why}; rename it or leave it out by an ignore line"));
-    let text = relative.into_os_string().into_string().map_err(|path| refused(Path::new(&path), "it is not UTF-8"))?;
+    let refused = |path: &OsStr, why: &str| {
+        Error::format(format!("file name {}", escaped(path)), format!("{why}; rename it or leave it out by an ignore line"))
+    };
+    let text = relative.into_os_string().into_string().map_err(|path| refused(&path, "it is not UTF-8"))?;
     if text.contains('\\') {
-        return Err(refused(Path::new(&text), "it holds a backslash, which other readers take for a separator"));
+        return Err(refused(OsStr::new(&text), "it holds a backslash, which other readers take for a separator"));
     }
-    path::check(&text).map_err(|why| refused(Path::new(&text), why))?;
+    path::check(&text).map_err(|why| refused(OsStr::new(&text), why))?;
     Ok(text)
+}
+
+/// A name as errors show it: quoted, and unambiguous whatever it holds.
+#[expect(clippy::unnecessary_debug_formatting, reason = "only this form escapes bytes that are not UTF-8, and control characters")]
+fn escaped(name: impl AsRef<OsStr>) -> String {
+    format!("{:?}", name.as_ref())
 }
 
 fn special(file_type: FileType) -> &'static str {

@@ -93,16 +93,13 @@ fn ignores_see_the_path_below_the_root_only() {
 
 #[test]
 fn names_that_others_cannot_read_are_refused_unless_left_out() {
-    let bad_link = |root: &Path| symlink(OsStr::from_bytes(b"t\xff"), root.join("link")).unwrap();
-    let bad_name = |name: &'static [u8]| move |root: &Path| fs::write(root.join(OsStr::from_bytes(name)), "").unwrap();
-    let cases: [(&dyn Fn(&Path), &str, &str); 3] =
-        [(&bad_name(b"n\xff"), r"n\xFF", "n*"), (&bad_name(b"a\\b"), r"a\\b", "*b"), (&bad_link, r"t\xFF", "link")];
-    for (make, told, line) in cases {
+    for (name, told) in [(&b"n\xff"[..], r"n\xFF"), (b"a\\b", r"a\\b"), (b"link", r"t\xFF")] {
         let root = tempfile::tempdir().unwrap();
-        make(root.path());
+        let path = root.path().join(OsStr::from_bytes(name));
+        if name == b"link" { symlink(OsStr::from_bytes(b"t\xff"), path) } else { fs::write(path, "") }.unwrap();
         let error = capture(root.path()).unwrap_err();
         assert!(error.code() == "format" && error.to_string().contains(told), "{error}");
-        let options = CaptureOptions { ignore: vec![line.into()], default_ignores: true };
+        let options = CaptureOptions { ignore: vec!["[nal]*".into()], default_ignores: true };
         assert!(put_tree(&store(), root.path(), &options, &Monitor::new()).unwrap().tree.entries.is_empty());
     }
 }
@@ -124,7 +121,7 @@ fn unreadable_entries_are_named() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(name);
         if name == "dir" { fs::create_dir(&path) } else { fs::write(&path, "") }.unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
         if File::open(&path).is_ok() {
             return; // A superuser reads everything.
         }
@@ -149,7 +146,11 @@ fn a_file_that_changes_while_it_is_read_is_named() {
     for (what, change) in changes {
         old_file(&path, b"one");
         assert!(read_steady(&path, |_, _| Ok(())).is_ok());
-        let error = read_steady(&path, |_, _| Ok(change())).unwrap_err();
+        let change_it = |_: &File, _| {
+            change();
+            Ok(())
+        };
+        let error = read_steady(&path, change_it).unwrap_err();
         assert!(matches!(&error, Error::Changed { path: named, .. } if *named == path), "{what}: {error}");
     }
 }
@@ -249,5 +250,5 @@ fn batches_are_bounded_by_size_and_number() {
     let of = |lens: &[u64]| batch_len(&lens.iter().copied().map(found).collect::<Vec<_>>());
     assert_eq!(of(&[BATCH_BYTES + 1]), 1, "never none");
     assert_eq!(of(&[BATCH_BYTES / 2, BATCH_BYTES / 2, 1]), 2);
-    assert_eq!(of(&[0; BATCH_FILES + 1]), BATCH_FILES);
+    assert_eq!(of(&vec![0; BATCH_FILES + 1]), BATCH_FILES);
 }

@@ -77,8 +77,9 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn everything_comes_back() {
-    let entries = vec![dir("ro", 0o555), file("ro/in/file"), link("l", "ro/in"), link("ro/up", "../l"), dir("tmp", 0o1777), dir("g", 0o2770)];
-    let (store, digest) = stored(vec![entries, vec![Entry { mode: 0o4711, ..file("x y ä") }]].concat());
+    let mut entries = vec![dir("ro", 0o555), file("ro/in/file"), link("l", "ro/in"), link("ro/up", "../l"), dir("tmp", 0o1777), dir("g", 0o2770)];
+    entries.push(Entry { mode: 0o4711, ..file("x y ä") });
+    let (store, digest) = stored(entries);
     let root = tempfile::tempdir().unwrap();
     let target = root.path().join("new/out");
     let monitor = Monitor::new();
@@ -251,7 +252,7 @@ fn a_cancelled_restore_leaves_nothing_behind() {
             inner,
             before: |wanted: &Digest| {
                 if *wanted != digest {
-                    monitor.cancel()
+                    monitor.cancel();
                 }
             },
         };
