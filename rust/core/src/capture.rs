@@ -4,8 +4,9 @@
 //! large ones are streamed; the tree comes last. Links are never followed, but for the root, which may be one.
 //!
 //! A file is compared with itself before and after it is read (size, times, inode), so that a torn one is refused by name. What this cannot
-//! see is a change within the same tick of the file system's clock that keeps the size. Files are consistent each, not as a whole: nothing
-//! stops a writer between two files. Ownership, extended attributes, times and hard links are not part of the format.
+//! see is a change within the same tick of the file system's clock that keeps the size. Each file is consistent, not all of them together:
+//! nothing stops a writer between two files, nor one who puts a link in the place of a directory that was just listed. Ownership, extended
+//! attributes, times and hard links are not part of the format.
 
 mod ignore;
 mod list;

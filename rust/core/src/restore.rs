@@ -6,7 +6,8 @@
 //! can be filled. Links come after all files, so that no file is ever written through one, whatever the file system takes for equal names.
 //!
 //! Modes are the recorded ones, whatever the umask. Directories that only paths imply get 0755; the target itself, which has no entry, what
-//! the umask grants. Nothing is synced: a restored directory can be restored again.
+//! the umask grants. Nothing is synced: a restored directory can be restored again. A process that is killed leaves its private directory,
+//! `.{target's name}.pfimg.{process id}.{n}`, which may be deleted.
 
 mod links;
 mod staging;
