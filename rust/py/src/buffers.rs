@@ -9,9 +9,9 @@
 //! # Why the slices are sound, and where that ends
 //! An exported buffer cannot be freed or resized by Python: `bytearray`, `mmap`, `array` and NumPy refuse while an export is alive. What can
 //! happen is that another thread *changes* bytes while they are read here. The interface forbids that, and the core only hashes, compresses
-//! and copies what it reads: no length, index or pointer is ever taken from such bytes, so a changed byte gives a blob that does not match its
-//! name, which the next read finds. It ends where foreign code breaks its own rules: an exporter that frees exported memory, or a tensor whose
-//! storage is resized (`resize_`, `set_`) during the call.
+//! and copies what it is given to store, with every access inside the slice whatever the bytes are; so a changed byte gives a blob that does
+//! not match its name, which the next read finds. What is parsed is taken by [`constant`] instead. It ends where foreign code breaks its own
+//! rules: an exporter that frees exported memory, or a tensor whose storage is resized (`resize_`, `set_`) during the call.
 #![expect(unsafe_code, reason = "memory of Python objects is reached by pointer; see the module's text")]
 
 use std::fmt;
@@ -23,7 +23,7 @@ use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyBytes, PyType};
 
 /// What keeps the memory where it is.
 enum Owner {
@@ -166,6 +166,14 @@ fn not_contiguous(name: Name<'_>, cure: &str) -> PyErr {
     PyBufferError::new_err(format!("{name} is not C-contiguous: copy it first ({cure}())"))
 }
 
+/// Bytes that are parsed, and therefore must not change even if Python code breaks the rule: the very object when it is `bytes`, else a copy.
+pub fn constant<'py>(object: &Bound<'py, PyAny>, argument: &str) -> PyResult<Bound<'py, PyBytes>> {
+    match object.cast_exact::<PyBytes>() {
+        Ok(bytes) => Ok(bytes.clone()),
+        Err(_) => Ok(PyBytes::new(object.py(), Buffer::of(object, argument)?.bytes())),
+    }
+}
+
 /// One blob's bytes.
 pub struct Buffer(Memory);
 
@@ -230,43 +238,47 @@ impl Batch {
 }
 
 /// Memory that many blobs are written to, no two in the same place.
-pub struct Targets {
+pub struct Targets<'a> {
+    argument: &'a str,
     memories: Vec<Memory>,
     rows: Option<usize>,
 }
 
-impl Targets {
-    /// A sequence of writable buffers, or one of two or more dimensions.
-    pub fn of(object: &Bound<'_, PyAny>, argument: &str) -> PyResult<Self> {
-        let (memories, rows) = memories(object, argument, "put it into a list", Memory::writable)?;
-        let targets = Self { memories, rows };
-        match targets.overlap() {
-            Some((a, b)) => Err(PyValueError::new_err(format!("{argument}[{a}] and {argument}[{b}] share memory"))),
-            None => Ok(targets),
+impl<'a> Targets<'a> {
+    /// For each argument a sequence of writable buffers, or one of two or more dimensions.
+    pub fn of<const N: usize>(arguments: [(&Bound<'_, PyAny>, &'a str); N]) -> PyResult<[Self; N]> {
+        let mut all = Vec::with_capacity(N);
+        for (object, argument) in arguments {
+            let (memories, rows) = memories(object, argument, "give a list of one", Memory::writable)?;
+            all.push(Self { argument, memories, rows });
         }
+        if let Some((a, b)) = Self::overlap(&all) {
+            return Err(PyValueError::new_err(format!("{a} and {b} share memory: each blob needs its own place")));
+        }
+        Ok(all.try_into().ok().expect("one for each argument"))
     }
 
-    /// Two members that share memory.
-    fn overlap(&self) -> Option<(usize, usize)> {
-        let mut places: Vec<(usize, usize, usize)> = Vec::with_capacity(self.memories.len());
-        places.extend(self.memories.iter().enumerate().filter(|(_, m)| m.len > 0).map(|(index, m)| (m.start.addr().get(), m.len, index)));
-        places.sort_unstable();
-        let pair = places.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0)?;
-        let (a, b) = (pair[0].2, pair[1].2);
-        Some((a.min(b), a.max(b)))
+    /// Two places that share memory.
+    fn overlap(all: &[Self]) -> Option<(Name<'a>, Name<'a>)> {
+        let places = all.iter().flat_map(|targets| {
+            let name = |index| Name { argument: targets.argument, index: targets.rows.is_none().then_some(index) };
+            targets.memories.iter().enumerate().map(move |(index, memory)| (memory.start.addr().get(), memory.len, name(index)))
+        });
+        let mut places: Vec<_> = places.filter(|(_, len, _)| *len > 0).collect();
+        places.sort_by_key(|(start, ..)| *start);
+        let pair = places.windows(2).find(|pair| pair[1].0 - pair[0].0 < pair[0].1)?;
+        Some((pair[0].2, pair[1].2))
     }
 
     /// The places in order.
     pub fn places(&mut self) -> Vec<&mut [u8]> {
-        let rows = self.rows;
+        let rows = self.rows.unwrap_or(1);
         let pieces = self.memories.iter_mut().flat_map(|memory| {
-            // SAFETY: As in `Memory::bytes`; the memory is writable, and `of` has made sure that no two members share any of it, so each slice
-            // is the only one of ours there. Other code that touches it during the call breaks the interface's rule; what it then reads or
-            // leaves there are wrong bytes, never wrong memory.
-            let bytes = unsafe { slice::from_raw_parts_mut(memory.start.as_ptr(), memory.len) };
-            let rows = rows.unwrap_or(1);
             let len = memory.row_len(rows);
-            let mut rest = bytes;
+            // SAFETY: As in `Memory::bytes`; the memory is writable, and `of` has made sure that no two members share any of it, so this is
+            // our only slice there. Other code that touches it during the call breaks the interface's rule; what it then reads or leaves
+            // there are wrong bytes, never wrong memory.
+            let mut rest = unsafe { slice::from_raw_parts_mut(memory.start.as_ptr(), memory.len) };
             (0..rows).map(move |_| rest.split_off_mut(..len).expect("the rows make up the whole"))
         });
         pieces.collect()

@@ -5,7 +5,8 @@ use pfimg_core::{Digest, Error, digest, limits};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::buffers::Buffer;
+use crate::buffers::{Buffer, constant};
+use crate::digests::PyDigest;
 use crate::errors::Result;
 use crate::work;
 
@@ -27,20 +28,23 @@ pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str,
 /// The content of any standard zstd frames, of at most 1 GiB. With `expect`, content that does not hash to it is an `IntegrityError`.
 #[pyfunction]
 #[pyo3(signature = (frame, *, expect = None))]
-pub fn decode_frame<'py>(py: Python<'py>, frame: &Bound<'py, PyAny>, expect: Option<&str>) -> Result<Bound<'py, PyBytes>> {
-    let expect = expect.map(str::parse::<Digest>).transpose()?;
-    let frame = Buffer::of(frame, "frame")?;
-    let content = py.detach(|| {
-        let content = codec::decode(frame.bytes(), limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
-        if let Some(expect) = expect {
-            let found = digest::hash(expect.algorithm(), &content);
-            if found != expect {
-                return Err(Error::integrity(expect, format!("the frame's content hashes to {found}")));
-            }
-        }
-        Ok(content)
-    })?;
+pub fn decode_frame<'py>(py: Python<'py>, frame: &Bound<'py, PyAny>, expect: Option<PyDigest>) -> Result<Bound<'py, PyBytes>> {
+    let frame = constant(frame, "frame")?;
+    let bytes = frame.as_bytes();
+    let content = py.detach(|| decode(bytes, expect.map(|digest| digest.0).as_ref()))?;
     Ok(PyBytes::new(py, &content))
+}
+
+/// The content of frames, checked against its digest if one is given.
+pub fn decode(frame: &[u8], expect: Option<&Digest>) -> pfimg_core::Result<Vec<u8>> {
+    let content = codec::decode(frame, limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
+    if let Some(expect) = expect {
+        let found = digest::hash(expect.algorithm(), &content);
+        if found != *expect {
+            return Err(Error::integrity(expect, format!("the frame's content hashes to {found}")));
+        }
+    }
+    Ok(content)
 }
 
 fn refused(error: DecodeError) -> Error {

@@ -1,25 +1,56 @@
 //! `pfimg._core`: the core as Python sees it. Every function here extracts, detaches, calls the core and converts; nothing else.
+#![expect(clippy::needless_pass_by_value, reason = "arguments from Python are extracted into values")]
 
+mod blobs;
 mod buffers;
 mod digests;
+mod documents;
 mod errors;
+mod foreign;
 mod frames;
+mod hold;
+mod kv;
+mod logging;
 mod memory;
+mod new_bytes;
+mod store;
+mod upkeep;
 mod work;
 
 /// The Rust core of pfimg.
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use crate::digests::digest_of;
     #[pymodule_export]
+    use crate::documents::image::{
+        AgentInfo, CacheLayer, EffectsLayer, ModelLayer, PyManifest, TraceLayer, WorldLayer, manifest_blob_digests, transitive_blob_digests,
+    };
+    #[pymodule_export]
+    use crate::documents::pages::{CacheMeta, LogicalSeq, Page, Pages, PyPageManifest};
+    #[pymodule_export]
+    use crate::documents::tree::{Entries, FsTreeEntry, PyFsTree};
+    #[pymodule_export]
     use crate::frames::{decode_frame, encode_frame};
     #[pymodule_export]
+    use crate::hold::Hold;
+    #[pymodule_export]
     use crate::memory::MemoryStore;
+    #[pymodule_export]
+    use crate::store::Store;
     #[pymodule_export]
     use crate::work::threads;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python asks for")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::logging::install();
+        crate::documents::make_sequence(&module.getattr("Pages")?)?;
+        crate::documents::make_sequence(&module.getattr("Entries")?)
+    }
 }

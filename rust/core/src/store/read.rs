@@ -125,6 +125,13 @@ impl BlobReader<'_> {
         self.len
     }
 
+    /// Whether the file has the length of a stored frame of [`BlobReader::len`] bytes: then that many can be reserved for it without fear of
+    /// a header that announces more than there is.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.len.is_some_and(|len| self.file_len == codec::stored_len(len))
+    }
+
     /// Whether the blob is known to be empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,259 @@
+//! Blobs of a store, wherever they are.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pfimg_core::codec::{self, Encoding};
+use pfimg_core::store::BlobReader;
+use pfimg_core::{BlobStore, Digest, DirStore, Error, Monitor, limits};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use rayon::prelude::*;
+
+use crate::errors::{Raised, Result};
+use crate::foreign::Foreign;
+use crate::frames;
+use crate::memory::MemoryStore;
+use crate::new_bytes::NewBytes;
+use crate::store::Store;
+use crate::work;
+
+/// Files that are open at once while a batch is read.
+const OPEN_FILES: usize = 256;
+
+/// Where a store's blobs are.
+pub enum Blobs {
+    /// In its directory.
+    Directory(Arc<DirStore>),
+    /// In another store, which takes the place of the directory.
+    Elsewhere(Arc<dyn BlobStore>),
+}
+
+/// The core's view of a Python object that is a blob store. Ours are taken as they are, without a way through Python.
+pub fn blob_store(object: &Bound<'_, PyAny>) -> Result<Arc<dyn BlobStore>> {
+    if let Ok(store) = object.cast::<MemoryStore>() {
+        return Ok(Arc::clone(&store.get().0) as _);
+    }
+    if let Ok(store) = object.cast::<Store>() {
+        return Ok(match &store.get().blobs {
+            Blobs::Directory(store) => Arc::clone(store) as _,
+            Blobs::Elsewhere(store) => Arc::clone(store),
+        });
+    }
+    Ok(Arc::new(Foreign::new(object)?))
+}
+
+/// What a batch does with blobs that are absent or corrupt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum OnMiss {
+    Raise,
+    Mask,
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for OnMiss {
+    type Error = Raised;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> Result<Self> {
+        match object.extract()? {
+            "raise" => Ok(Self::Raise),
+            "mask" => Ok(Self::Mask),
+            other => Err(Error::format("errors", format!("{other:?} is neither raise nor mask")).into()),
+        }
+    }
+}
+
+impl OnMiss {
+    /// One item's result: None for a miss that is masked.
+    pub fn settle<T>(self, index: usize, result: pfimg_core::Result<T>) -> pfimg_core::Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(Error::BlobNotFound { .. } | Error::Integrity { .. }) if self == Self::Mask => Ok(None),
+            Err(error) => Err(error.at(index)),
+        }
+    }
+}
+
+impl Blobs {
+    /// The blobs as any store's.
+    pub fn any(&self) -> &dyn BlobStore {
+        match self {
+            Self::Directory(store) => store.as_ref(),
+            Self::Elsewhere(store) => store.as_ref(),
+        }
+    }
+
+    /// The blobs' directory, for what only works on files.
+    pub fn directory(&self) -> Result<&DirStore> {
+        match self {
+            Self::Directory(store) => Ok(store),
+            Self::Elsewhere(_) => Err(Error::Store("the store's blobs are not in its directory: look after them where they are".into()).into()),
+        }
+    }
+
+    /// One blob as a new object.
+    pub fn get<'py>(&self, py: Python<'py>, digest: &Digest) -> Result<Bound<'py, PyBytes>> {
+        let bytes = match self {
+            Self::Directory(store) => {
+                let reader = py.detach(|| store.open_blob(digest))?;
+                let opened = reserve(py, reader)?;
+                py.detach(|| read(store, digest, opened))?
+            }
+            Self::Elsewhere(store) => Content::Read(py.detach(|| store.get(digest))?),
+        };
+        bytes.finish(py)
+    }
+
+    /// Many blobs as new objects; None for misses that are masked.
+    pub fn get_many<'py>(&self, py: Python<'py>, digests: &[Digest], on_miss: OnMiss) -> Result<Vec<Option<Bound<'py, PyBytes>>>> {
+        let contents = work::run(py, None, |monitor| {
+            monitor.expect(digests.len() as u64);
+            match self {
+                Self::Directory(store) => read_many(store, digests, on_miss, monitor),
+                Self::Elsewhere(store) => {
+                    let get = |(index, digest)| {
+                        monitor.advance(1, 0)?;
+                        on_miss.settle(index, store.get(digest).map(Content::Read))
+                    };
+                    digests.iter().enumerate().map(get).collect()
+                }
+            }
+        })?;
+        contents.into_iter().map(|content| content.map(|content| content.finish(py)).transpose()).collect()
+    }
+
+    /// The stored frame; one is made where none is stored.
+    pub fn frame(&self, digest: &Digest, encoding: Encoding) -> pfimg_core::Result<Vec<u8>> {
+        match self {
+            Self::Directory(store) => store.read_frame(digest),
+            Self::Elsewhere(store) => Ok(encoding.encode(&store.get(digest)?).into_vec()),
+        }
+    }
+
+    /// Stores frames that came from elsewhere; returns how many were new.
+    pub fn land(&self, items: &[(Digest, &[u8])], monitor: &Monitor) -> pfimg_core::Result<u64> {
+        match self {
+            Self::Directory(store) => store.land_frames(items),
+            Self::Elsewhere(store) => {
+                let mut new = 0;
+                for (index, (digest, frame)) in items.iter().enumerate() {
+                    new += u64::from(land(store.as_ref(), digest, frame).map_err(|error| error.at(index))?);
+                    monitor.advance(1, frame.len() as u64)?;
+                }
+                Ok(new)
+            }
+        }
+    }
+
+    /// Stores frames that lie in files; returns how many were new, and the bytes of the frames that were read.
+    pub fn import(&self, items: &[(Digest, PathBuf)], monitor: &Monitor) -> pfimg_core::Result<(u64, u64)> {
+        match self {
+            Self::Directory(store) => store.import_files(items, monitor),
+            Self::Elsewhere(store) => {
+                monitor.expect(items.len() as u64);
+                let (mut new, mut bytes) = (0, 0);
+                for (index, (digest, path)) in items.iter().enumerate() {
+                    let read = import(store.as_ref(), digest, path).map_err(|error| error.at(index))?;
+                    new += u64::from(read.is_some());
+                    bytes += read.unwrap_or(0);
+                    monitor.advance(1, read.unwrap_or(0))?;
+                }
+                Ok((new, bytes))
+            }
+        }
+    }
+}
+
+fn land(store: &dyn BlobStore, digest: &Digest, frame: &[u8]) -> pfimg_core::Result<bool> {
+    let content = frames::decode(frame, Some(digest))?;
+    if store.has(digest)? {
+        return Ok(false);
+    }
+    store.put(&content)?;
+    Ok(true)
+}
+
+fn import(store: &dyn BlobStore, digest: &Digest, path: &PathBuf) -> pfimg_core::Result<Option<u64>> {
+    if store.has(digest)? {
+        return Ok(None);
+    }
+    let len = match path.metadata() {
+        Ok(meta) => meta.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::BlobNotFound { digest: digest.to_string() }),
+        Err(error) => return Err(Error::io("stat", path)(error)),
+    };
+    if len > codec::stored_len(limits::BLOB_IN_MEMORY_BYTES) {
+        return Err(Error::Limit { what: format!("blob {digest}"), name: "BLOB_IN_MEMORY_BYTES", limit: limits::BLOB_IN_MEMORY_BYTES });
+    }
+    let frame = std::fs::read(path).map_err(Error::io("read", path))?;
+    land(store, digest, &frame)?;
+    Ok(Some(len))
+}
+
+/// A blob's content on its way to Python.
+enum Content {
+    /// In its object.
+    Placed(NewBytes),
+    /// Still to be copied.
+    Read(Vec<u8>),
+}
+
+impl Content {
+    const fn len(&self) -> usize {
+        match self {
+            Self::Placed(new) => new.len(),
+            Self::Read(content) => content.len(),
+        }
+    }
+
+    fn finish(self, py: Python<'_>) -> Result<Bound<'_, PyBytes>> {
+        match self {
+            Self::Placed(new) => Ok(new.finish(py)),
+            Self::Read(content) => {
+                let mut new = NewBytes::new(py, content.len())?;
+                py.detach(|| new.zeroed().copy_from_slice(&content));
+                Ok(new.finish(py))
+            }
+        }
+    }
+}
+
+/// A blob that is about to be read, and the object that was reserved for it.
+type Opened<'a> = (BlobReader<'a>, Option<NewBytes>);
+
+/// Makes the object for what will be read where its length is certain; what is compressed may announce any length.
+fn reserve<'a>(py: Python<'_>, reader: BlobReader<'a>) -> pfimg_core::Result<Opened<'a>> {
+    let len = reader.len().filter(|_| reader.is_stored()).and_then(|len| usize::try_from(len).ok());
+    match len.map(|len| NewBytes::new(py, len)).transpose() {
+        Ok(place) => Ok((reader, place)),
+        Err(error) => Err(Error::Foreign(Box::new(error))),
+    }
+}
+
+fn read(store: &DirStore, digest: &Digest, (reader, place): Opened<'_>) -> pfimg_core::Result<Content> {
+    let Some(mut place) = place else { return reader.read().map(Content::Read) };
+    match reader.read_into(place.zeroed()) {
+        Ok(()) => Ok(Content::Placed(place)),
+        // Sound, but of another length than the first of its frames says.
+        Err(Error::Format { .. }) => store.get(digest).map(Content::Read),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a batch on the pool. The interpreter is needed once for every few files, to make their objects.
+fn read_many(store: &DirStore, digests: &[Digest], on_miss: OnMiss, monitor: &Monitor) -> pfimg_core::Result<Vec<Option<Content>>> {
+    let read = |digest: &Digest, opened: pfimg_core::Result<Opened<'_>>| {
+        monitor.check()?;
+        let content = read(store, digest, opened?)?;
+        monitor.advance(1, content.len() as u64)?;
+        Ok(content)
+    };
+    let mut contents = Vec::with_capacity(digests.len());
+    for (at, chunk) in digests.chunks(OPEN_FILES).enumerate() {
+        let opened: Vec<_> = chunk.par_iter().map(|digest| store.open_blob(digest)).collect();
+        let reserved: Vec<_> = Python::attach(|py| opened.into_iter().map(|reader| reserve(py, reader?)).collect());
+        let read = chunk.par_iter().zip(reserved).map(|(digest, opened)| read(digest, opened));
+        let read = read.enumerate().map(|(index, content)| on_miss.settle(at * OPEN_FILES + index, content));
+        contents.extend(read.collect::<pfimg_core::Result<Vec<_>>>()?);
+    }
+    Ok(contents)
+}

@@ -1,0 +1,85 @@
+//! The three documents as Python classes: frozen, compared by value, picklable.
+//!
+//! A document that was read keeps its bytes, and `to_json` gives exactly those. Lists of pages and of entries stay in the core's form; an
+//! object is made for a member only when it is asked for.
+
+pub mod image;
+pub mod pages;
+pub mod tree;
+
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyIndexError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PySlice;
+
+/// Defines a class that holds a few plain values.
+macro_rules! record {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? } $signature:tt) => {
+        $(#[$doc])*
+        #[pyclass(module = "pfimg._core", frozen, eq, hash, get_all, from_py_object)]
+        #[derive(Clone, PartialEq, Eq, Hash)]
+        pub struct $name { $(pub $field: $type),* }
+
+        #[pymethods]
+        impl $name {
+            #[new]
+            #[pyo3(signature = $signature)]
+            const fn new($($field: $type),*) -> Self {
+                Self { $($field),* }
+            }
+
+            fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, pyo3::types::PyTuple>> {
+                pyo3::types::PyTuple::new(py, [$(self.$field.clone().into_bound_py_any(py)?),*])
+            }
+
+            fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+                $crate::documents::repr(stringify!($name), &[$((stringify!($field), self.$field.clone().into_bound_py_any(py)?)),*])
+            }
+        }
+    };
+}
+pub(crate) use record;
+
+/// `Name(field=value, …)`
+fn repr(name: &str, fields: &[(&str, Bound<'_, PyAny>)]) -> PyResult<String> {
+    let fields: PyResult<Vec<String>> = fields.iter().map(|(field, value)| Ok(format!("{field}={}", value.repr()?))).collect();
+    Ok(format!("{name}({})", fields?.join(", ")))
+}
+
+/// What stands between the brackets of `list[…]`.
+#[derive(FromPyObject)]
+enum Index<'py> {
+    One(isize),
+    Slice(Bound<'py, PySlice>),
+}
+
+/// `list[index]` of a list in the core, with `make` for each member that is asked for.
+fn get_item<'py, T, U: IntoPyObject<'py>>(py: Python<'py>, items: &[T], index: Index<'py>, make: impl Fn(&T) -> U) -> PyResult<Bound<'py, PyAny>> {
+    let len = isize::try_from(items.len())?;
+    match index {
+        Index::One(at) => {
+            let at = if at < 0 { at + len } else { at };
+            let item = usize::try_from(at).ok().and_then(|at| items.get(at));
+            let item = item.ok_or_else(|| PyIndexError::new_err("list index out of range"))?;
+            make(item).into_bound_py_any(py)
+        }
+        Index::Slice(slice) => {
+            let range = slice.indices(len)?;
+            let places = (0..range.slicelength).map(|n| (range.start + n.cast_signed() * range.step).cast_unsigned());
+            let members: PyResult<Vec<Bound<'py, PyAny>>> = places.map(|at| make(&items[at]).into_bound_py_any(py)).collect();
+            members?.into_bound_py_any(py)
+        }
+    }
+}
+
+/// Makes a class with `__len__` and `__getitem__` a full `collections.abc.Sequence`, with that class's own iteration, search and so on.
+pub fn make_sequence(class: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = class.py();
+    let sequence = py.import(intern!(py, "collections.abc"))?.getattr(intern!(py, "Sequence"))?;
+    for method in ["__contains__", "__iter__", "__reversed__", "index", "count"] {
+        class.setattr(method, sequence.getattr(method)?)?;
+    }
+    sequence.call_method1(intern!(py, "register"), (class,))?;
+    Ok(())
+}

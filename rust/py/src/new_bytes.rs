@@ -1,0 +1,56 @@
+//! New `bytes` objects that are filled without a copy.
+#![expect(unsafe_code, reason = "the content of a new bytes object is written by pointer")]
+
+use std::ptr::NonNull;
+use std::slice;
+
+use pyo3::exceptions::PyMemoryError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// A `bytes` object that nobody else has seen yet.
+pub struct NewBytes {
+    object: Py<PyBytes>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: The memory belongs to no thread, and the object is only touched while attached.
+unsafe impl Send for NewBytes {}
+
+impl NewBytes {
+    /// An object of `len` bytes, which are not there yet. Large ones take no memory before they are filled.
+    pub fn new(py: Python<'_>, len: usize) -> PyResult<Self> {
+        let size = isize::try_from(len).map_err(|_| PyMemoryError::new_err(()))?;
+        // SAFETY: With a null source, CPython allocates an object whose content the caller is to write before anybody else gets it; it
+        // returns a new reference, or null with an exception set. `PyBytes_AsString` of a bytes object cannot fail.
+        let (object, start) = unsafe {
+            let object = Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), size))?;
+            let start = ffi::PyBytes_AsString(object.as_ptr()).cast();
+            (object.cast_into_unchecked().unbind(), start)
+        };
+        let start = NonNull::new(start).expect("a bytes object has a place for its content");
+        Ok(Self { object, start, len })
+    }
+
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The content, zeroed. Zeroing costs little here, just before another pass over the same memory, and leaves nothing undefined.
+    pub fn zeroed(&mut self) -> &mut [u8] {
+        // SAFETY: `start` is valid for `len` bytes as long as the object lives. Nobody else has the object before `finish`, which takes
+        // `self`, so this is the only reference; and all bytes are initialised before it is made. (Of a length of 0, where CPython shares one
+        // object, nothing is written.)
+        unsafe {
+            self.start.write_bytes(0, self.len);
+            slice::from_raw_parts_mut(self.start.as_ptr(), self.len)
+        }
+    }
+
+    /// The object, for everybody. Only call it once the content is written.
+    pub fn finish(self, py: Python<'_>) -> Bound<'_, PyBytes> {
+        self.object.into_bound(py)
+    }
+}
