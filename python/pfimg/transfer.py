@@ -362,7 +362,7 @@ def _push(
         try:
             to.transport.send(_stored(store, absent, codec, meter))
         except IntegrityError as error:
-            if error.digest is not None:
+            if error.digest is not None and store.has(error.digest):
                 store.read_frame(error.digest)  # where it is corrupt here, this moves it to quarantine and says so
             raise
         at = to.transport.publish(to.ref, manifest.to_json(), signing.sign(manifest.to_json(), key))
