@@ -19,8 +19,8 @@ RUST_ORDER = [
     "error", "limits",
     "path", "digest", "codec", "io", "pool", "json",
     "manifest", "tree", "pages",
-    "layout", "store", "images",
-    "walk", "capture", "restore",
+    "layout", "store", "walk", "images",
+    "capture", "restore",
     "verify", "gc",
 ]  # fmt: skip
 
@@ -31,7 +31,6 @@ CRATE_ROOMS = {
     "sha2": {"digest"},
     "blake3": {"digest"},
     "ignore": {"capture"},
-    "globset": {"capture"},
     "pyo3": set(),
 }  # fmt: skip
 
