@@ -83,16 +83,22 @@ pub struct Fields {
     /// [`MEDIA_TYPE`] or [`MEDIA_TYPE_BLAKE3`].
     pub media_type: String,
     /// Who was captured.
+    #[serde(deserialize_with = "json::object")]
     pub agent: AgentInfo,
     /// The model.
+    #[serde(deserialize_with = "json::object")]
     pub model: ModelLayer,
     /// The KV cache.
+    #[serde(deserialize_with = "json::object")]
     pub cache: CacheLayer,
     /// The surroundings.
+    #[serde(deserialize_with = "json::object")]
     pub world: WorldLayer,
     /// What was done to the outside.
+    #[serde(deserialize_with = "json::object")]
     pub effects: EffectsLayer,
     /// What was said.
+    #[serde(deserialize_with = "json::object")]
     pub trace: TraceLayer,
     /// RFC 3339, UTC with `Z`.
     pub created_at: String,
@@ -126,14 +132,7 @@ impl Fields {
 
     fn check(&self) -> Result<Algorithm> {
         let bad = |field: &str, reason: String| Err(Error::field(WHAT, field, reason));
-        if self.schema_version != SCHEMA_VERSION {
-            return bad("schema_version", format!("version {} is not known; this is {SCHEMA_VERSION}", self.schema_version));
-        }
-        let algorithm = match self.media_type.as_str() {
-            MEDIA_TYPE => Algorithm::Sha256,
-            MEDIA_TYPE_BLAKE3 => Algorithm::Blake3,
-            other => return bad("media_type", format!("{other:?} is not known")),
-        };
+        let algorithm = algorithm_of(self.schema_version, &self.media_type)?;
         for (field, digest) in self.layers() {
             if digest.algorithm() != algorithm {
                 return bad(field, format!("{digest} in an image whose digests are {algorithm}"));
@@ -150,6 +149,31 @@ impl Fields {
         }
         Ok(algorithm)
     }
+}
+
+/// The hash function of images of that version and media type, where both are known.
+fn algorithm_of(schema_version: u64, media_type: &str) -> Result<Algorithm> {
+    if schema_version != SCHEMA_VERSION {
+        return Err(Error::field(WHAT, "schema_version", format!("version {schema_version} is not known; this is {SCHEMA_VERSION}")));
+    }
+    match media_type {
+        MEDIA_TYPE => Ok(Algorithm::Sha256),
+        MEDIA_TYPE_BLAKE3 => Ok(Algorithm::Blake3),
+        other => Err(Error::field(WHAT, "media_type", format!("{other:?} is not known"))),
+    }
+}
+
+/// Reads the fields. What a later version lacks or adds is not held against it: it is refused by its version or media type.
+fn read(bytes: &[u8]) -> Result<Fields> {
+    #[derive(Deserialize)]
+    struct Head {
+        schema_version: u64,
+        media_type: String,
+    }
+    json::parse(WHAT, bytes).map_err(|error| match json::parse::<Head>(WHAT, bytes) {
+        Ok(head) => algorithm_of(head.schema_version, &head.media_type).err().unwrap_or(error),
+        Err(_) => error,
+    })
 }
 
 /// An image manifest.
@@ -169,8 +193,8 @@ impl Manifest {
         if bytes.len() as u64 > limits::MANIFEST_BYTES {
             return Err(Error::Limit { what: format!("{WHAT} of {} bytes", bytes.len()), name: "MANIFEST_BYTES", limit: limits::MANIFEST_BYTES });
         }
-        let fields: Fields = json::parse(WHAT, bytes)?;
-        let algorithm = fields.check()?;
+        let read = read(bytes).and_then(|fields| Ok((fields.check()?, fields)));
+        let (algorithm, fields) = read.map_err(|error| json::placed(error, bytes))?;
         Ok(Self { fields, id: digest::hash(algorithm, bytes), bytes: bytes.into() })
     }
 

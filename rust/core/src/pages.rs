@@ -4,15 +4,15 @@
 //! number. Reading takes any key order and unknown keys; digests are decoded where they stand, so that a manifest of a million pages costs
 //! 72 bytes a page. Whatever was read or made has its pages in order of their numbers and its sequences in order of their names.
 
-use std::fmt;
+use std::cmp::Ordering;
 use std::str::FromStr;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::{json, limits};
+use crate::json::{self, Objects};
+use crate::limits;
 
 /// The only layout whose pages can be read: C order of (layers, tokens, heads, head dimension), little-endian.
 pub const LAYOUT: &str = "paged-batchinvariant-v1";
@@ -158,8 +158,9 @@ impl PageManifest {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         check_size(bytes)?;
         let Document { layout, page_size_tokens, n_layers, n_heads, head_dim, dtype, pages, logical_seqs } =
-            json::parse::<Document<Vec<Page>, Vec<LogicalSeq>>>(WHAT, bytes)?;
-        Self { layout, meta: CacheMeta { page_size_tokens, n_layers, n_heads, head_dim, dtype }, pages, logical_seqs }.checked()
+            json::parse::<Document<Objects<Page>, Objects<LogicalSeq>>>(WHAT, bytes)?;
+        let meta = CacheMeta { page_size_tokens, n_layers, n_heads, head_dim, dtype };
+        Self { layout, meta, pages: pages.0, logical_seqs: logical_seqs.0 }.checked().map_err(|error| json::placed(error, bytes))
     }
 
     fn checked(self) -> Result<Self> {
@@ -244,19 +245,21 @@ impl PageManifest {
 
     /// This cache with pages and sequences added, those of a number or name that is there already replaced.
     pub fn extended(&self, pages: Vec<Page>, logical_seqs: Vec<LogicalSeq>) -> Result<Self> {
-        let pages = merge(self.pages.clone(), pages, |page| page.ix);
-        let logical_seqs = merge(self.logical_seqs.clone(), logical_seqs, |sequence| sequence.id.clone());
+        let pages = merge(&self.pages, pages, |a, b| a.ix.cmp(&b.ix));
+        let logical_seqs = merge(&self.logical_seqs, logical_seqs, |a, b| a.id.cmp(&b.id));
         Self { layout: self.layout.clone(), meta: self.meta, pages, logical_seqs }.checked()
     }
 }
 
-/// Joins two lists, the second's items replacing those of the first with the same key; repeats within the second are left for the check.
-fn merge<T, K: Ord>(mut old: Vec<T>, mut new: Vec<T>, key: impl Fn(&T) -> K) -> Vec<T> {
-    new.sort_by_key(&key);
-    old.retain(|item| new.binary_search_by(|other| key(other).cmp(&key(item))).is_err());
-    old.append(&mut new);
-    old.sort_by_key(&key);
-    old
+/// Joins two lists, the second's items replacing those of the first that are equal by `order`; repeats within the second are left for the
+/// check.
+fn merge<T: Clone>(old: &[T], mut new: Vec<T>, order: impl Fn(&T, &T) -> Ordering) -> Vec<T> {
+    new.sort_by(&order);
+    let kept = old.iter().filter(|item| new.binary_search_by(|other| order(other, item)).is_err());
+    let mut all: Vec<T> = kept.cloned().collect();
+    all.append(&mut new);
+    all.sort_by(&order);
+    all
 }
 
 fn check_size(bytes: &[u8]) -> Result<()> {
@@ -266,68 +269,18 @@ fn check_size(bytes: &[u8]) -> Result<()> {
     Err(Error::Limit { what: format!("{WHAT} of {} bytes", bytes.len()), name: "DOCUMENT_BYTES", limit: limits::DOCUMENT_BYTES })
 }
 
-/// The pages that a document lists, whatever its layout and the rest of it say: what a walk needs. None when it is no page manifest.
+/// The pages that a document lists, whatever its layout and the rest of it say: what a walk needs. None when it is no page manifest, which
+/// is known by its array `pages`, well-formed or not behind its start.
 pub(crate) fn listed(bytes: &[u8]) -> Result<Option<Vec<Page>>> {
     #[derive(Deserialize)]
     struct Listed {
-        pages: Vec<Page>,
+        pages: Objects<Page>,
+    }
+    if json::find(bytes, "pages").and_then(|at| bytes.get(at)) != Some(&b'[') {
+        return Ok(None);
     }
     check_size(bytes)?;
-    match json::parse::<Listed>(WHAT, bytes) {
-        Ok(listed) => Ok(Some(listed.pages)),
-        Err(error) if has_pages(bytes) => Err(error),
-        Err(_) => Ok(None),
-    }
-}
-
-/// Whether a blob claims to be a page manifest: a JSON object with an array `pages`, well-formed or not behind its start.
-fn has_pages(bytes: &[u8]) -> bool {
-    struct Object<'a>(&'a mut bool);
-    impl<'de> Visitor<'de> for Object<'_> {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-            while let Some(key) = map.next_key::<String>()? {
-                if key == "pages" {
-                    map.next_value_seed(Array(&mut *self.0))?;
-                } else {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-            Ok(())
-        }
-    }
-
-    struct Array<'a>(&'a mut bool);
-    impl<'de> DeserializeSeed<'de> for Array<'_> {
-        type Value = ();
-
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-            deserializer.deserialize_any(self)
-        }
-    }
-    impl<'de> Visitor<'de> for Array<'_> {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-            *self.0 = true;
-            while items.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(())
-        }
-    }
-
-    let mut found = false;
-    // How the document ends does not matter.
-    let _ = serde_json::Deserializer::from_slice(bytes).deserialize_map(Object(&mut found));
-    found
+    Ok(Some(json::parse::<Listed>(WHAT, bytes)?.pages.0))
 }
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ fn read_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let RawEntry { path, mode, size, kind, blob, link_target } = RawEntry::deserialize(deserializer)?;
+        let RawEntry { path, mode, size, kind, blob, link_target } = json::object(deserializer)?;
         let kind = match (kind, blob, link_target) {
             (KindName::File, Some(blob), None) => Kind::File { blob },
             (KindName::Dir, None, None) => Kind::Dir,
@@ -322,6 +322,7 @@ mod tests {
             (good.replace("\"d\"", "\"d\",\"blob\":\"sha256:00\""), "entries[0].blob"),
             (good.replace("\"d\"", "\"d\",\"link_target\":\"x\""), "entries[0]"),
             (good.replace("\"d\"", "\"d\",\"path\":\"e\""), "entries[0]"),
+            (r#"["d","0755",0,"dir",null,null]"#.into(), "entries[0]"),
         ];
         for (entry, place) in bad {
             let Error::Format { field: Some(field), offset: Some(_), .. } = parse(&entry).unwrap_err() else { panic!("{entry}: no place") };

@@ -5,6 +5,7 @@
 //! place calls for is opaque and refers to nothing; one that claims to be it and is malformed is an error.
 
 use std::collections::HashSet;
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -111,7 +112,8 @@ fn layers(manifest: &Manifest, selection: &Selection) -> Vec<Digest> {
     use Layer::{Cache, Effects, Model, Trace, World};
     let mut found = Found::default();
     let of = [Model, Model, Cache, World, World, World, Effects, Trace];
-    found.extend(manifest.blob_digests().into_iter().zip(of).filter(|(_, layer)| selection.has(*layer)).map(|(digest, _)| digest));
+    let chosen = manifest.blob_digests().into_iter().zip(of).filter(|(_, layer)| selection.has(*layer));
+    found.extend(chosen.map(|(digest, _)| digest).collect());
     found.order
 }
 
@@ -144,13 +146,40 @@ pub fn reachable(manifest: &Manifest, blobs: &dyn BlobStore, selection: &Selecti
     let mut found = Found::default();
     found.extend(layers(manifest, selection));
     for document in documents(manifest, selection) {
-        let bytes = blobs.get(document.digest())?;
+        let bytes = read(blobs, document.digest())?;
         match (document, &selection.ixs) {
             (Document::Pages(_), Some(ixs)) => found.extend(chosen_pages(pages::listed(&bytes)?.unwrap_or_default(), ixs)?),
             _ => found.extend(document.children(&bytes)?),
         }
     }
     Ok(found.order)
+}
+
+/// A layer's bytes. One that is too large for a document and is no JSON object is opaque, so nothing of it is kept.
+fn read(blobs: &dyn BlobStore, digest: &Digest) -> Result<Vec<u8>> {
+    match blobs.get(digest) {
+        Err(limit @ Error::Limit { .. }) => {
+            let mut start = Start(None);
+            // To the end, since only then is the start verified.
+            blobs.get_stream(digest, &mut start)?;
+            if start.0 == Some(b'{') { Err(limit) } else { Ok(Vec::new()) }
+        }
+        other => other,
+    }
+}
+
+/// Keeps the first byte that is no white space.
+struct Start(Option<u8>);
+
+impl Write for Start {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = self.0.or_else(|| bytes.trim_ascii_start().first().copied());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn chosen_pages(listed: Vec<pages::Page>, ixs: &[u64]) -> Result<Vec<Digest>> {
@@ -186,38 +215,36 @@ fn page_children(pages: Vec<pages::Page>) -> Vec<Digest> {
 /// A process table made by CRIU names the blob of its dump.
 fn procs_children(bytes: &[u8]) -> Result<Vec<Digest>> {
     #[derive(Deserialize)]
-    struct Claim {
-        kind: String,
-    }
-    #[derive(Deserialize)]
     struct Procs {
         criu_dump: Option<Digest>,
+        // Not used, but read so that a document that says it twice is refused.
+        #[serde(rename = "kind")]
+        _kind: IgnoredAny,
     }
-    match serde_json::from_slice::<Claim>(bytes) {
-        Ok(claim) if claim.kind == "procs.criu.v1" => Ok(json::parse::<Procs>("process table", bytes)?.criu_dump.into_iter().collect()),
-        _ => Ok(Vec::new()),
+    if !json::says(bytes, "kind", "procs.criu.v1") {
+        return Ok(Vec::new());
     }
+    Ok(json::parse::<Procs>("process table", bytes)?.criu_dump.into_iter().collect())
 }
 
 /// Adapters of a model difference may name blobs; where in an adapter depends on its kind, so every digest in it counts.
 fn diff_children(bytes: &[u8]) -> Result<Vec<Digest>> {
     #[derive(Deserialize)]
-    struct Claim {
-        layout: String,
+    struct Document {
+        #[serde(deserialize_with = "json::object")]
+        diff: Diff,
+        #[serde(rename = "layout")]
+        _layout: IgnoredAny,
     }
     #[derive(Deserialize)]
     struct Diff {
-        diff: Kind,
-    }
-    #[derive(Deserialize)]
-    struct Kind {
         #[serde(default)]
         adapters: Digests,
     }
-    match serde_json::from_slice::<Claim>(bytes) {
-        Ok(claim) if claim.layout == "model.diff.v1" => Ok(json::parse::<Diff>("model difference", bytes)?.diff.adapters.0),
-        _ => Ok(Vec::new()),
+    if !json::says(bytes, "layout", "model.diff.v1") {
+        return Ok(Vec::new());
     }
+    Ok(json::parse::<Document>("model difference", bytes)?.diff.adapters.0)
 }
 
 /// All strings of a JSON value that are digests; weights and anything else are passed over without being kept.
@@ -282,7 +309,9 @@ struct Found {
 }
 
 impl Found {
-    fn extend(&mut self, digests: impl IntoIterator<Item = Digest>) {
+    fn extend(&mut self, digests: Vec<Digest>) {
+        self.order.reserve(digests.len());
+        self.seen.reserve(digests.len());
         for digest in digests {
             if self.seen.insert(digest) {
                 self.order.push(digest);

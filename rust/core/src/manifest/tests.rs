@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn digest(n: u8) -> Digest {
@@ -89,8 +91,9 @@ fn times_are_shortened_as_far_as_they_stay_exact() {
 
 #[test]
 fn what_is_not_known_is_refused_by_name() {
+    type Change = fn(&mut Fields, Digest);
     let blake3 = Digest::new(Algorithm::Blake3, [1; 32]);
-    let cases: [(&str, fn(&mut Fields, Digest)); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("schema_version", |fields, _| fields.schema_version = 2),
         ("media_type", |fields, _| fields.media_type = "application/json".into()),
         ("world.env", |fields, blake3| fields.world.env = blake3),
@@ -113,13 +116,100 @@ fn malformed_documents_are_located() {
     match Manifest::parse(bad.as_bytes()).unwrap_err() {
         Error::Format { field, offset, .. } => {
             assert_eq!(field.as_deref(), Some("world.fs"));
-            let offset = usize::try_from(offset.unwrap()).unwrap();
-            assert!((0..=10).contains(&offset.abs_diff(bad.find("sha256:XY").unwrap())), "{offset}");
+            assert_eq!(offset, Some(bad.find("\"sha256:XY").unwrap() as u64));
         }
         other => panic!("{other}"),
     }
     assert_eq!(Manifest::parse(&vec![b' '; 1 + (1 << 20)]).unwrap_err().code(), "limit");
     for cut in 0..good.len() {
         assert_eq!(Manifest::parse(&good.as_bytes()[..cut]).unwrap_err().code(), "format");
+    }
+}
+
+#[test]
+fn contradictions_are_located_too() {
+    let good = String::from_utf8(Manifest::new(fields()).unwrap().bytes().to_vec()).unwrap();
+    let blake3 = digest(9).to_string().replace("sha256", "blake3");
+    for (from, to, want) in [
+        (digest(9).to_string(), blake3.as_str(), "parents[0]"),
+        ("2026-05-05".into(), "2026-99-05", "created_at"),
+        ("\"schema_version\":1".into(), "\"schema_version\":2", "schema_version"),
+        (MEDIA_TYPE.into(), "text/plain", "media_type"),
+        ("{\"kind\":\"tester\",\"version\":\"1\",\"fingerprint\":\"é \\\"x\\\"\"}".into(), "[\"tester\",\"1\",\"\"]", "agent"),
+    ] {
+        let bad = good.replacen(&from, to, 1);
+        assert_ne!(bad, good);
+        match Manifest::parse(bad.as_bytes()).unwrap_err() {
+            Error::Format { field: Some(field), offset: Some(offset), .. } => {
+                assert_eq!(field, want);
+                let value = &bad[usize::try_from(offset).unwrap()..];
+                assert!(value.trim_start_matches('"').starts_with(to.trim_start_matches("\"schema_version\":")), "{want}: {value}");
+            }
+            other => panic!("{want}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn a_later_version_is_refused_by_its_version_whatever_its_form() {
+    for (later, word) in [
+        (r#"{"layers":[],"media_type":"application/vnd.processfork.image.v2+json","schema_version":2}"#, "version 2 is not known"),
+        (r#"{"schema_version":1,"media_type":"application/vnd.processfork.image.v2+json"}"#, "image.v2+json\" is not known"),
+        (r#"{"schema_version":1,"media_type":"application/vnd.processfork.image.v1+json"}"#, "missing field"),
+    ] {
+        let error = Manifest::parse(later.as_bytes()).unwrap_err();
+        assert!(error.code() == "format" && error.to_string().contains(word), "{error}");
+    }
+}
+
+prop_compose! {
+    fn any_fields()(
+        texts: [String; 4],
+        digests: [[u8; 32]; 8],
+        blake3: bool,
+        parents in proptest::collection::vec(any::<[u8; 32]>(), 0..=2),
+        seconds in 0_u32..60,
+        nanos in 0_u32..1_000_000_000,
+    ) -> Fields {
+        let algorithm = if blake3 { Algorithm::Blake3 } else { Algorithm::Sha256 };
+        let [base, diff, manifest, fs, env, procs, ledger, messages] = digests.map(|bytes| Digest::new(algorithm, bytes));
+        let [kind, version, fingerprint, layout] = texts;
+        Fields {
+            schema_version: SCHEMA_VERSION,
+            media_type: Fields::media_type_of(algorithm).into(),
+            agent: AgentInfo { kind, version, fingerprint },
+            model: ModelLayer { base, diff },
+            cache: CacheLayer { layout, manifest },
+            world: WorldLayer { fs, env, procs },
+            effects: EffectsLayer { ledger },
+            trace: TraceLayer { messages },
+            created_at: format!("2026-05-05T12:34:{seconds:02}.{nanos:09}Z"),
+            parents: parents.into_iter().map(|bytes| Digest::new(algorithm, bytes)).collect(),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_made_is_read_again(fields in any_fields()) {
+        let manifest = Manifest::new(fields.clone()).unwrap();
+        let read = Manifest::parse(manifest.bytes()).unwrap();
+        prop_assert_eq!(&read, &manifest);
+        prop_assert_eq!(Manifest::new(read.fields().clone()).unwrap().id(), manifest.id());
+        prop_assert_eq!(Fields { created_at: fields.created_at.clone(), ..read.fields().clone() }, fields);
+    }
+
+    #[test]
+    fn order_and_spaces_do_not_matter_but_stay(fields in any_fields()) {
+        let value: serde_json::Value = serde_json::from_slice(Manifest::new(fields).unwrap().bytes()).unwrap();
+        let sorted = serde_json::to_vec_pretty(&value).unwrap();
+        let read = Manifest::parse(&sorted).unwrap();
+        prop_assert_eq!(read.bytes(), &sorted[..]);
+        prop_assert_eq!(serde_json::to_value(read.fields()).unwrap(), value);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+        let _ = Manifest::parse(&bytes);
     }
 }

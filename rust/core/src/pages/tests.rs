@@ -66,17 +66,39 @@ fn contradictions_are_named() {
 #[test]
 fn malformed_documents_are_located() {
     let good = String::from_utf8(PageManifest::new(META, (0..20).map(page).collect(), vec![]).unwrap().to_json()).unwrap();
-    let swapped = good.replacen("\"ix\":3,", "\"ix\":4,", 1);
-    let error = PageManifest::parse(swapped.as_bytes()).unwrap_err();
-    assert!(matches!(&error, Error::Format { field: Some(field), .. } if field == "pages[4].ix"), "{error}");
     let bad = good.replacen(&page(17).k.to_string(), "sha256:", 1);
-    match PageManifest::parse(bad.as_bytes()).unwrap_err() {
-        Error::Format { field, offset, .. } => {
-            assert_eq!(field.as_deref(), Some("pages[17].k"));
-            let at = bad.find("\"sha256:\"").unwrap();
-            assert!((at..at + 12).contains(&usize::try_from(offset.unwrap()).unwrap()), "{offset:?} {at}");
-        }
+    assert_eq!(place(&bad), ("pages[17].k".into(), bad.find("\"sha256:\"").unwrap()));
+    for broken in ["\"ix\":-1,", "\"ix\":0.5,", "\"ix\":18446744073709551616,"] {
+        assert_eq!(place(&good.replacen("\"ix\":3,", broken, 1)).0, "pages[3].ix", "{broken}");
+    }
+    let items = good.replacen(&serde_json::to_string(&page(2)).unwrap(), &format!("[2,\"{}\",\"{}\"]", page(2).k, page(2).v), 1);
+    assert_eq!(place(&items), ("pages[2]".into(), items.find("[2,").unwrap()));
+}
+
+/// Field and byte of the error that a document gives.
+fn place(document: &str) -> (String, usize) {
+    match PageManifest::parse(document.as_bytes()).unwrap_err() {
+        Error::Format { field: Some(field), offset: Some(offset), .. } => (field, usize::try_from(offset).unwrap()),
         other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn contradictions_of_documents_are_located() {
+    let sequences = vec![sequence("a", &[0, 1], 7), sequence("b", &[19], 0)];
+    let good = String::from_utf8(PageManifest::new(META, (0..20).map(page).collect(), sequences).unwrap().to_json()).unwrap();
+    for (from, to, field) in [
+        ("\"ix\":3,", "\"ix\":4,", "pages[4].ix"),
+        ("\"ix\":3,", "\"ix\":2,", "pages[3].ix"),
+        ("\"id\":\"b\"", "\"id\":\"a\"", "logical_seqs[1].id"),
+        ("[0,1]", "[0,20]", "logical_seqs[0].page_ixs[1]"),
+        ("page\":7", "page\":16", "logical_seqs[0].fill_in_last_page"),
+    ] {
+        let bad = good.replacen(from, to, 1);
+        let (found, offset) = place(&bad);
+        let name = field.rsplit('.').next().unwrap();
+        let before = if name.ends_with(']') { "[0,".to_owned() } else { format!("\"{name}\":") };
+        assert!(found == field && bad[..offset].ends_with(&before), "{field}: {found}, byte {offset}");
     }
 }
 

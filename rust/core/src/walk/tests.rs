@@ -99,13 +99,19 @@ fn a_page_manifest_of_any_layout_is_walked() {
 
 #[test]
 fn documents_that_claim_to_be_and_are_malformed_are_errors() {
+    type Break = fn(&mut Parts);
     let store = MemoryStore::new(Algorithm::Sha256);
-    let bad: [(&str, fn(&mut Parts)); 5] = [
+    let bad: [(&str, Break); 10] = [
         ("tree", |parts| parts.fs = br#"{"kind":"fs.tree.v1","entries":[{}]}"#.to_vec()),
         ("tree", |parts| parts.fs = br#"{"kind":"fs.tree.v1""#.to_vec()),
         ("pages[0]", |parts| parts.cache = br#"{"pages":[{"ix":0}]}"#.to_vec()),
         ("criu_dump", |parts| parts.procs = br#"{"kind":"procs.criu.v1","criu_dump":"x"}"#.to_vec()),
         ("diff", |parts| parts.diff = br#"{"layout":"model.diff.v1","diff":5}"#.to_vec()),
+        ("process table", |parts| parts.procs = br#"{"kind":"procs.criu.v1","criu_dump":"#.to_vec()),
+        ("duplicate", |parts| parts.procs = br#"{"kind":"procs.criu.v1","kind":"procs.respawn.v1"}"#.to_vec()),
+        ("diff.adapters", |parts| parts.diff = br#"{"layout":"model.diff.v1","diff":{"adapters":[1,"#.to_vec()),
+        ("duplicate", |parts| parts.diff = br#"{"layout":"model.diff.v1","diff":{},"diff":{}}"#.to_vec()),
+        ("expected an object", |parts| parts.cache = format!(r#"{{"pages":[[0,"{0}","{0}"]]}}"#, blob("k")).into_bytes()),
     ];
     for (word, change) in bad {
         let mut parts = parts();
@@ -122,4 +128,65 @@ fn a_missing_document_is_named() {
     store.remove(&manifest.fields().world.fs);
     let error = transitive_blob_digests(&manifest, &store).unwrap_err();
     assert!(matches!(&error, Error::BlobNotFound { digest } if *digest == manifest.fields().world.fs.to_string()));
+}
+
+/// A store whose blobs are too large to be had at once.
+struct Large(MemoryStore);
+
+impl BlobStore for Large {
+    fn algorithm(&self) -> Algorithm {
+        self.0.algorithm()
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        self.0.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>> {
+        Err(Error::Limit { what: format!("blob {digest}"), name: "BLOB_IN_MEMORY_BYTES", limit: 0 })
+    }
+
+    fn has(&self, digest: &Digest) -> Result<bool> {
+        self.0.has(digest)
+    }
+
+    fn physical_bytes(&self) -> Result<u64> {
+        self.0.physical_bytes()
+    }
+
+    fn get_stream(&self, digest: &Digest, writer: &mut dyn Write) -> Result<u64> {
+        let bytes = self.0.get(digest)?;
+        bytes.chunks(1).try_for_each(|chunk| writer.write_all(chunk)).map_err(Error::io("write", "stream"))?;
+        Ok(bytes.len() as u64)
+    }
+}
+
+#[test]
+fn a_layer_too_large_for_a_document_is_opaque_unless_it_looks_like_one() {
+    let store = MemoryStore::new(Algorithm::Sha256);
+    let weights = || b" \n\x93NUMPY {".to_vec();
+    let opaque = image(&store, &Parts { fs: weights(), cache: weights(), procs: weights(), diff: Vec::new() });
+    let document = image(&store, &Parts { fs: weights(), cache: weights(), procs: weights(), diff: b" {}".to_vec() });
+    let store = Large(store);
+    assert_eq!(transitive_blob_digests(&opaque, &store).unwrap(), manifest_blob_digests(&opaque));
+    assert_eq!(transitive_blob_digests(&document, &store).unwrap_err().code(), "limit");
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_blobs_never_panic(bytes: Vec<u8>) {
+        let _ = children(&bytes);
+    }
+
+    #[test]
+    fn each_blob_is_walked_once_where_it_is_first_seen(names in proptest::collection::vec(0_u8..20, 0..40)) {
+        let pages: Vec<String> = names.chunks(2).enumerate().filter_map(|(ix, pair)| match pair {
+            [k, v] => Some(format!(r#"{{"ix":{ix},"v":"{}","k":"{}"}}"#, blob(&v.to_string()), blob(&k.to_string()))),
+            _ => None,
+        }).collect();
+        let found = children(format!(r#"{{"pages":[{}]}}"#, pages.join(",")).as_bytes()).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        let want: Vec<Digest> = names[..pages.len() * 2].iter().filter(|name| seen.insert(**name)).map(|name| blob(&name.to_string())).collect();
+        proptest::prop_assert_eq!(found, want);
+    }
 }
