@@ -1,5 +1,6 @@
 //! Errors of the core as the classes of `pfimg.errors`, which are imported when the first one is raised.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use pfimg_core::Error;
@@ -94,7 +95,7 @@ impl Raise {
 
 /// `OSError` with an error number makes itself the right subclass: `FileNotFoundError`, `PermissionError` and so on.
 fn os_error(py: Python<'_>, message: String, path: PathBuf, source: &std::io::Error) -> PyErr {
-    let Some(number) = source.raw_os_error() else {
+    let Some(number) = source.raw_os_error().or_else(|| number_of(py, source.kind())) else {
         return PyOSError::new_err(message);
     };
     let text = || py.import(intern!(py, "os"))?.call_method1(intern!(py, "strerror"), (number,))?.extract::<String>();
@@ -102,6 +103,16 @@ fn os_error(py: Python<'_>, message: String, path: PathBuf, source: &std::io::Er
         Ok(text) => PyOSError::new_err((number, text, path)),
         Err(error) => error,
     }
+}
+
+/// The system's number for what the core found itself, such as a target that exists already.
+fn number_of(py: Python<'_>, kind: ErrorKind) -> Option<i32> {
+    let name = match kind {
+        ErrorKind::AlreadyExists => intern!(py, "EEXIST"),
+        ErrorKind::InvalidInput => intern!(py, "EINVAL"),
+        _ => return None,
+    };
+    py.import(intern!(py, "errno")).ok()?.getattr(name).ok()?.extract().ok()
 }
 
 /// Tells an error of another family which item it is about; one that takes no attributes is left as it is.
