@@ -1,7 +1,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,18 @@ def pf(capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def process() -> Callable[..., "subprocess.Popen[str]"]:
+def process() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """The command as a process of its own."""
+    with ExitStack() as stack:
 
-    def start(*args: object, **options: Any) -> "subprocess.Popen[str]":
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen([sys.executable, "-m", "pfimg", *map(str, args)], text=True, **pipes)
+        def start(*args: object, **options: Any) -> "subprocess.Popen[str]":
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+            running = subprocess.Popen([sys.executable, "-m", "pfimg", *map(str, args)], text=True, **pipes)
+            stack.enter_context(running)
+            stack.callback(running.kill)  # nothing outlives a test that failed
+            return running
 
-    return start
+        yield start
 
 
 @pytest.fixture

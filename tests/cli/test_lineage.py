@@ -1,5 +1,7 @@
 """The graph of `pfimg ls`."""
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +56,7 @@ def families(draw: st.DrawFn) -> Family:
 
 
 @given(families(), st.randoms())
-def test_every_image_stands_once_and_above_its_parents(family: Family, random: "st.random.Random") -> None:
+def test_every_image_stands_once_and_above_its_parents(family: Family, random: Random) -> None:
     made = nodes(family)
     times = [node.created_at for node in made.values()]
     random.shuffle(times)  # clocks may lie

@@ -117,7 +117,8 @@ def _strip(block: Block, pages: int) -> str:
 
 
 def _tree(tree: Tree) -> str:
-    return ", ".join([plural(tree.files, "file"), plural(tree.directories, "directory"), plural(tree.links, "link")])
+    others = ((tree.directories, "directory"), (tree.links, "link"))
+    return ", ".join([plural(tree.files, "file"), *(plural(count, noun) for count, noun in others if count)])
 
 
 def _env(contents: Contents) -> str:
