@@ -100,7 +100,7 @@ fn os_error(py: Python<'_>, message: String, path: PathBuf, source: &std::io::Er
     };
     let text = || py.import(intern!(py, "os"))?.call_method1(intern!(py, "strerror"), (number,))?.extract::<String>();
     match text() {
-        Ok(text) => PyOSError::new_err((number, text, path)),
+        Ok(text) => PyOSError::new_err((number, text, path.into_os_string())),
         Err(error) => error,
     }
 }

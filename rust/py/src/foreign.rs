@@ -1,6 +1,7 @@
 //! Blob stores that are written in Python.
 
 use pfimg_core::{Algorithm, BlobStore, Digest, Error};
+use pyo3::exceptions::PyKeyError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -11,7 +12,8 @@ use crate::errors::Result;
 /// Any object with `put`, `get`, `has` and `physical_bytes`.
 ///
 /// It is called from several threads, each of which attaches to the interpreter for the call. What it gives is not trusted: bytes are hashed
-/// to their name, and so are names to their bytes.
+/// to their name, and so are names to their bytes. A `KeyError` from `get` means that the blob is not there; any other exception reaches the
+/// caller as it is.
 pub struct Foreign {
     store: Py<PyAny>,
     algorithm: Algorithm,
@@ -53,11 +55,16 @@ impl BlobStore for Foreign {
     }
 
     fn get(&self, digest: &Digest) -> pfimg_core::Result<Vec<u8>> {
-        let bytes = self.call(|store| {
+        let get = |store: &Bound<'_, PyAny>| {
             let py = store.py();
-            let data = store.call_method1(intern!(py, "get"), (digest.to_string(),))?;
-            Ok(Buffer::of(&data, "get(digest)")?.bytes().to_vec())
-        })?;
+            match store.call_method1(intern!(py, "get"), (digest.to_string(),)) {
+                Ok(data) => Ok(Some(Buffer::of(&data, "get(digest)")?.bytes().to_vec())),
+                // `BlobNotFound` is one, and so is what a dictionary raises.
+                Err(error) if error.is_instance_of::<PyKeyError>(py) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let bytes = self.call(get)?.ok_or_else(|| Error::BlobNotFound { digest: digest.to_string() })?;
         check(digest, &bytes)?;
         Ok(bytes)
     }
