@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from rich.console import Console
+
 import pfimg
 from pfimg.cli.contents import Contents
 from pfimg.cli.draw import changes, picture
@@ -38,6 +40,10 @@ INSTALLED = ("site-packages", "dist-packages")  # below the standard library, bu
 CACHES = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")  # a snapshot leaves these out by itself
 CHANGED_PAGES = range(21, 24)
 CHANGED_FILE = "this.py"
+MESSAGES = (
+    {"role": "user", "content": "What may I do with this program?"},
+    {"role": "assistant", "content": "Run it, study it, share it, and change it."},
+)
 
 
 class DifferenceError(Exception):
@@ -53,7 +59,8 @@ def main() -> int:
     except DifferenceError as difference:
         print(f"\nNOT EQUAL: {difference}", file=sys.stderr)
         return 1
-    print(f"\nAll equal: every file, link and mode, and every page, both ways ({time.perf_counter() - start:.1f} s).")
+    verdict = f"ALL EQUAL: every file, link and mode, and every page, both ways ({time.perf_counter() - start:.1f} s)."
+    Console(highlight=False).print(f"\n{verdict}", style="bold green")
     return 0
 
 
@@ -84,7 +91,7 @@ def there_and_back(work: Path) -> None:
     )
     stored = first.physical_bytes()
     row("stored", f"{human_size(stored)} on disk, {stored / (library_size + kv_size):.0%} of what was captured")
-    push(first, image, registry)
+    sent = push(first, image, registry)
     print(f"\n{picture(Contents.read(first, image))}")
 
     print("\nSecond machine: pull, check out, compare")
@@ -94,29 +101,25 @@ def there_and_back(work: Path) -> None:
     print(f"\nSecond machine: change {len(CHANGED_PAGES)} pages and {CHANGED_FILE}, snapshot that as a child, and push")
     fork, pages = change(second, image, work / "checkout", pages)
     print(changes(pfimg.diff(second, image, fork)))
-    push(second, fork, registry)
+    sent_again = push(second, fork, registry)
+    row("so", f"{sent_again / sent:.1%} of the first push moved: only the difference")
 
     print("\nFirst machine: pull the child, check out, compare")
     pull(registry, first, fork)
     check_out(first, fork, work / "fork", tree(work / "checkout"), pages)
 
 
-MESSAGES = (
-    {"role": "user", "content": "What may I do with this program?"},
-    {"role": "assistant", "content": "Run it, study it, share it, and change it."},
-)
-
-
-def push(store: pfimg.PfStore, image: str, registry: str) -> None:
-    """Pushes and tells what moved."""
+def push(store: pfimg.PfStore, image: str, registry: str) -> int:
+    """Pushes, tells what moved, and returns the bytes that did."""
     report = timed("push", lambda progress: pfimg.push(store, image, registry, progress=progress))
-    row("sent", f"{report.sent:,} blobs, {human_size(report.bytes_sent)}; {report.skipped:,} were there already")
+    row("sent", moved(report.sent, report.bytes_sent, report.skipped, report.seconds))
+    return report.bytes_sent
 
 
 def pull(registry: str, store: pfimg.PfStore, image: str) -> None:
     """Pulls and tells what moved. Raises DifferenceError when it is another image."""
     report = timed("pull", lambda progress: pfimg.pull(registry, store, progress=progress))
-    row("fetched", f"{report.fetched:,} blobs, {human_size(report.bytes_fetched)}; {report.skipped:,} were here already")
+    row("fetched", moved(report.fetched, report.bytes_fetched, report.skipped, report.seconds))
     if report.image != image:
         raise DifferenceError(f"{image} was pushed, {report.image} was pulled")
 
@@ -141,6 +144,7 @@ def check_out(store: pfimg.PfStore, image: str, target: Path, files: Tree, pages
 
 def change(store: pfimg.PfStore, image: str, directory: Path, pages: Pages) -> tuple[str, Pages]:
     """Changes a file and some pages, and takes a snapshot: its id, and the pages it has."""
+    (directory / CHANGED_FILE).chmod(0o644)  # some systems keep their library read-only
     with (directory / CHANGED_FILE).open("a") as file:
         file.write("# Forking is one honking great idea.\n")
     old = pfimg.PageManifest.from_json(store.get(store.get_manifest(image).cache.manifest))
@@ -187,6 +191,11 @@ def timed(what: str, work: Callable[[Callable[[Progress], None] | None], T], siz
     seconds = time.perf_counter() - start
     row(what, f"{seconds:.2f} s" + (f", {human_size(size / seconds)}/s" if size else ""))
     return result
+
+
+def moved(blobs: int, size: int, skipped: int, seconds: float) -> str:
+    """What went over the wire."""
+    return f"{blobs:,} blobs, {human_size(size)} at {human_size(size / seconds)}/s; {skipped:,} were there already"
 
 
 def row(name: str, text: str) -> None:

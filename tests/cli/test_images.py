@@ -162,6 +162,19 @@ def test_diff_lists_what_changed(pf: Command, image: str, sandbox: Path) -> None
     assert pf("diff", image, image).out == "no difference\n"
 
 
+def test_diff_joins_pages_that_follow_one_another(pf: Command, tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path / "store")
+    meta = pfimg.CacheMeta(page_size_tokens=1, n_layers=1, n_heads=1, head_dim=1, dtype="fp8e4m3")
+
+    def image(values: bytes) -> str:
+        rows = [bytes([value]) for value in values]
+        return pfimg.snapshot(store, agent="tester", cache=store.put_pages(meta, rows, rows))
+
+    old, new = image(b"abcdefgh"), image(b"aXXXeXghij")
+    lines = [line for line in pf("diff", old, new).out.splitlines() if "page" in line]
+    assert lines == ["+ page      8-9", "~ page      1-3", "~ page      5"]
+
+
 def test_rm_removes_all_or_none(pf: Command, image: str, sandbox: Path) -> None:
     other = pf("snapshot", sandbox, "--agent", "tester").out.strip()
     assert pf("rm", image, "sha256:" + "0" * 8).code == 3

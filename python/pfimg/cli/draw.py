@@ -1,9 +1,11 @@
 """The picture of an image that `pfimg show` prints: layers with sizes, the sequences over the page table, the biggest files."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from pfimg.types import ImageDiff, human_size
+from pfimg.types import Changes, ImageDiff, human_size
 
 from .contents import Block, Cache, Contents, Tree
 from .ids import short
@@ -128,10 +130,18 @@ def _env(contents: Contents) -> str:
     return f"{plural(len(variables), 'variable')}, {redacted:,} redacted; directory {contents.env.get('cwd', '?')}"
 
 
+def _ranges(numbers: Iterable[int]) -> Iterator[str]:
+    """Sorted numbers, those that follow one another as one: `3`, `7-9`."""
+    for _, group in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        run = [number for _, number in group]
+        yield str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}"
+
+
 def changes(diff: ImageDiff) -> str:
     """A difference as lines: `+` what B added, `-` what it removed, `~` what it changed."""
+    pages = Changes(*(tuple(_ranges(ixs)) for ixs in (diff.pages.added, diff.pages.removed, diff.pages.changed)))
     lines = []
-    for noun, found in (("file", diff.files), ("page", diff.pages), ("sequence", diff.sequences)):
+    for noun, found in (("file", diff.files), ("page", pages), ("sequence", diff.sequences)):
         for mark, names in (("+", found.added), ("-", found.removed), ("~", found.changed)):
             lines += [f"{mark} {noun:<8}  {name}" for name in names]
     # Only what the lines above do not tell already.
