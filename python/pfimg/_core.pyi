@@ -1,28 +1,46 @@
 """The Rust core, as Python sees it. Users import these names from `pfimg`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, final, overload
+from typing import Any, ClassVar, Literal, final, overload
+
+from typing_extensions import disjoint_base
+
+from pfimg.types import BlobStore, Buffer, StrPath, Tick
+
+__all__ = [
+    "AgentInfo",
+    "CacheLayer",
+    "CacheMeta",
+    "EffectsLayer",
+    "Entries",
+    "FsTree",
+    "FsTreeEntry",
+    "Hold",
+    "LogicalSeq",
+    "Manifest",
+    "MemoryStore",
+    "ModelLayer",
+    "Page",
+    "PageManifest",
+    "Pages",
+    "Store",
+    "TraceLayer",
+    "WorldLayer",
+    "__version__",
+    "decode_frame",
+    "digest_of",
+    "encode_frame",
+    "manifest_blob_digests",
+    "threads",
+    "transitive_blob_digests",
+]
 
 __version__: str
-
-# Anything C-contiguous with the buffer protocol, or a CPU Torch tensor (which has none). It is read in place and must not change meanwhile.
-Buffer: TypeAlias = Any
-StrPath: TypeAlias = str | PathLike[str]
-# Called from the calling thread, about ten times a second: items done, items expected (0 while unknown), bytes done.
-Tick: TypeAlias = Callable[[int, int, int], object]
-
-class BlobStore(Protocol):
-    def put(self, data: bytes, /) -> str: ...
-    def get(self, digest: str, /) -> bytes: ...
-    def has(self, digest: str, /) -> bool: ...
-    def physical_bytes(self) -> int: ...
 
 def digest_of(data: Buffer) -> str: ...
 def encode_frame(data: Buffer, *, codec: str = "auto", level: int = 1) -> bytes: ...
 def decode_frame(frame: Buffer, *, expect: str | None = None) -> bytes: ...
-def kernel() -> str: ...
 def threads() -> int: ...
 
 @final
@@ -156,18 +174,20 @@ class LogicalSeq:
     def fill_in_last_page(self) -> int: ...
 
 @final
-class Pages:
+class Pages(Sequence[Page]):
     """The pages of a PageManifest, in order of `ix`; made into objects one by one when asked for."""
 
     def __len__(self) -> int: ...
     @overload
-    def __getitem__(self, index: int) -> Page: ...
+    def __getitem__(self, index: int, /) -> Page: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Page]: ...
-    def __iter__(self) -> Iterator[Page]: ...
+    def __getitem__(self, index: slice, /) -> list[Page]: ...
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
+    def count(self, value: object) -> int: ...
 
 @final
 class PageManifest:
+    __hash__: ClassVar[None]  # type: ignore[assignment]
     def __new__(cls, meta: CacheMeta, pages: Sequence[Page] = (), logical_seqs: Sequence[LogicalSeq] = ()) -> PageManifest: ...
     @staticmethod
     def from_json(data: Buffer) -> PageManifest: ...
@@ -207,18 +227,20 @@ class FsTreeEntry:
     def link_target(self) -> str | None: ...
 
 @final
-class Entries:
+class Entries(Sequence[FsTreeEntry]):
     """The entries of an FsTree, in path order; made into objects one by one when asked for."""
 
     def __len__(self) -> int: ...
     @overload
-    def __getitem__(self, index: int) -> FsTreeEntry: ...
+    def __getitem__(self, index: int, /) -> FsTreeEntry: ...
     @overload
-    def __getitem__(self, index: slice) -> list[FsTreeEntry]: ...
-    def __iter__(self) -> Iterator[FsTreeEntry]: ...
+    def __getitem__(self, index: slice, /) -> list[FsTreeEntry]: ...
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
+    def count(self, value: object) -> int: ...
 
 @final
 class FsTree:
+    __hash__: ClassVar[None]  # type: ignore[assignment]
     def __new__(cls, entries: Sequence[FsTreeEntry] = ()) -> FsTree: ...
     @staticmethod
     def from_json(data: Buffer) -> FsTree: ...
@@ -240,6 +262,7 @@ class MemoryStore:
     def has(self, digest: str) -> bool: ...
     def physical_bytes(self) -> int: ...
 
+@disjoint_base
 class Store:
     """What `pfimg.PfStore` is made of; use that."""
 
@@ -283,20 +306,61 @@ class Store:
         first_ix: int = 0,
         base: PageManifest | None = None,
     ) -> PageManifest: ...
+    @overload
     def get_pages(
         self,
         pages: PageManifest | str,
         *,
         ixs: Sequence[int] | None = None,
         sequence: str | None = None,
-        out_k: Any = None,
-        out_v: Any = None,
-        errors: Literal["raise", "mask"] = "raise",
+        out_k: None = None,
+        out_v: None = None,
+        errors: Literal["raise"] = "raise",
         expect: CacheMeta | None = None,
-    ) -> Any: ...
+    ) -> tuple[memoryview, memoryview]: ...
+    @overload
+    def get_pages(
+        self,
+        pages: PageManifest | str,
+        *,
+        ixs: Sequence[int] | None = None,
+        sequence: str | None = None,
+        out_k: None = None,
+        out_v: None = None,
+        errors: Literal["mask"],
+        expect: CacheMeta | None = None,
+    ) -> tuple[memoryview, memoryview, list[bool]]: ...
+    @overload
+    def get_pages(
+        self,
+        pages: PageManifest | str,
+        *,
+        ixs: Sequence[int] | None = None,
+        sequence: str | None = None,
+        out_k: Any,
+        out_v: Any,
+        errors: Literal["raise"] = "raise",
+        expect: CacheMeta | None = None,
+    ) -> None: ...
+    @overload
+    def get_pages(
+        self,
+        pages: PageManifest | str,
+        *,
+        ixs: Sequence[int] | None = None,
+        sequence: str | None = None,
+        out_k: Any,
+        out_v: Any,
+        errors: Literal["mask"],
+        expect: CacheMeta | None = None,
+    ) -> list[bool]: ...
     # trees
-    def put_tree(self, path: StrPath, *, ignore: Sequence[str] = (), default_ignores: bool = True, tick: Tick | None = None) -> str: ...
-    def restore_tree(self, digest: str, target: StrPath, *, allow_absolute_symlinks: bool = False, tick: Tick | None = None) -> None: ...
+    def put_tree(
+        self, path: StrPath, *, ignore: Sequence[str] = (), default_ignores: bool = True, tick: Tick | None = None
+    ) -> str: ...
+    def restore_tree(
+        self, digest: str, target: StrPath, *, allow_absolute_symlinks: bool = False, tick: Tick | None = None
+    ) -> None: ...
     # images and roots
     def put_manifest(self, manifest: Manifest) -> str: ...
     def get_manifest(self, image: str) -> Manifest: ...

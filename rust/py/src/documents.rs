@@ -13,9 +13,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
 
-/// Defines a class that holds a few plain values.
+/// Defines a class that holds a few plain values; its signature comes as code, and as the text that `help` shows.
 macro_rules! record {
-    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? } $signature:tt) => {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* } $signature:tt as $text:literal) => {
         $(#[$doc])*
         #[pyclass(module = "pfimg._core", frozen, eq, hash, get_all, from_py_object)]
         #[derive(Clone, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ macro_rules! record {
         #[pymethods]
         impl $name {
             #[new]
-            #[pyo3(signature = $signature)]
+            #[pyo3(signature = $signature, text_signature = $text)]
             const fn new($($field: $type),*) -> Self {
                 Self { $($field),* }
             }

@@ -1,6 +1,7 @@
 //! Image manifests.
 
 use pfimg_core::manifest::{self, Fields, SCHEMA_VERSION};
+use pfimg_core::pages::LAYOUT;
 use pfimg_core::{Manifest, walk};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -16,26 +17,28 @@ use crate::work;
 record! {
     /// Who was captured: what it is, its version, and anything that tells two configurations apart.
     AgentInfo { kind: String, version: String, fingerprint: String } (kind, version = String::new(), fingerprint = String::new())
+    as "(kind, version='', fingerprint='')"
 }
 record! {
     /// The base model (any bytes), and what was trained on top of it.
-    ModelLayer { base: PyDigest, diff: PyDigest } (base, diff)
+    ModelLayer { base: PyDigest, diff: PyDigest } (base, diff) as "(base, diff)"
 }
 record! {
     /// The KV cache: the layout of its pages, and the page manifest.
-    CacheLayer { manifest: PyDigest, layout: String } (manifest, layout = pfimg_core::pages::LAYOUT.to_owned())
+    CacheLayer { manifest: PyDigest, layout: String } (manifest, layout = LAYOUT.to_owned())
+    as "(manifest, layout='paged-batchinvariant-v1')"
 }
 record! {
     /// The surroundings: tree of files, environment, process table.
-    WorldLayer { fs: PyDigest, env: PyDigest, procs: PyDigest } (fs, env, procs)
+    WorldLayer { fs: PyDigest, env: PyDigest, procs: PyDigest } (fs, env, procs) as "(fs, env, procs)"
 }
 record! {
     /// What was done to the outside: the effects ledger.
-    EffectsLayer { ledger: PyDigest } (ledger)
+    EffectsLayer { ledger: PyDigest } (ledger) as "(ledger)"
 }
 record! {
     /// What was said: the messages, as JSON lines.
-    TraceLayer { messages: PyDigest } (messages)
+    TraceLayer { messages: PyDigest } (messages) as "(messages)"
 }
 
 /// An image manifest: the document whose digest is the image's id.
@@ -54,7 +57,10 @@ impl std::hash::Hash for PyManifest {
 #[pymethods]
 impl PyManifest {
     #[new]
-    #[pyo3(signature = (*, agent, model, cache, world, effects, trace, created_at, parents = Vec::new(), schema_version = SCHEMA_VERSION, media_type = None))]
+    #[pyo3(
+        signature = (*, agent, model, cache, world, effects, trace, created_at, parents = Vec::new(), schema_version = SCHEMA_VERSION, media_type = None),
+        text_signature = "(*, agent, model, cache, world, effects, trace, created_at, parents=(), schema_version=1, media_type=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "one for each field of the document")]
     fn new(
         agent: AgentInfo,

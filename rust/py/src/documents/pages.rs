@@ -76,7 +76,7 @@ impl CacheMeta {
 
 record! {
     /// One page: its number and the digests of its keys and values.
-    Page { ix: u64, k: PyDigest, v: PyDigest } (ix, k, v)
+    Page { ix: u64, k: PyDigest, v: PyDigest } (ix, k, v) as "(ix, k, v)"
 }
 
 impl Page {
@@ -169,7 +169,7 @@ impl From<PageManifest> for PyPageManifest {
 #[pymethods]
 impl PyPageManifest {
     #[new]
-    #[pyo3(signature = (meta, pages = Vec::new(), logical_seqs = Vec::new()))]
+    #[pyo3(signature = (meta, pages = Vec::new(), logical_seqs = Vec::new()), text_signature = "(meta, pages=(), logical_seqs=())")]
     fn new(py: Python<'_>, meta: CacheMeta, pages: Vec<Page>, logical_seqs: Vec<LogicalSeq>) -> Result<Self> {
         let pages = pages.into_iter().map(|page| pages::Page { ix: page.ix, k: page.k.0, v: page.v.0 }).collect();
         let logical_seqs = logical_seqs.into_iter().map(|sequence| sequence.0).collect();

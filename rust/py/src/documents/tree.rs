@@ -136,7 +136,7 @@ impl PartialEq for PyFsTree {
 #[pymethods]
 impl PyFsTree {
     #[new]
-    #[pyo3(signature = (entries = Vec::new()))]
+    #[pyo3(signature = (entries = Vec::new()), text_signature = "(entries=())")]
     fn new(entries: Vec<FsTreeEntry>) -> Result<Self> {
         let tree = FsTree::new(entries.into_iter().map(|entry| entry.0).collect())?;
         Ok(Self { tree: Arc::new(tree), bytes: None })
