@@ -1,7 +1,7 @@
 //! One thread pool for the process, and the handle by which a caller watches and stops a long call.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,21 +28,35 @@ pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 }
 
 /// As [`install`], while the calling thread calls `poll` at once and then every `interval`.
-pub fn install_polling<R: Send>(work: impl FnOnce() -> R + Send, interval: Duration, mut poll: impl FnMut()) -> R {
+pub fn install_polling<R: Send>(work: impl FnOnce() -> R + Send, interval: Duration, poll: impl FnMut()) -> R {
     let (sender, receiver) = mpsc::sync_channel(1);
-    pool()
-        .in_place_scope(|scope| {
-            scope.spawn(move |_| sender.send(work()).expect("the receiver outlives the scope"));
-            loop {
-                poll();
-                match receiver.recv_timeout(interval) {
-                    Ok(result) => return Some(result),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return None,
-                }
-            }
-        })
-        .expect("the scope has raised the panic of its work")
+    let result = pool().in_place_scope(|scope| {
+        scope.spawn(move |_| sender.send(work()).expect("the receiver outlives the scope"));
+        poll_until(&receiver, interval, poll)
+    });
+    result.expect("the scope has raised the panic of its work")
+}
+
+/// Runs `work` on a thread of its own, polling as [`install_polling`]: for what waits until other calls end, which need the pool to do so.
+pub fn spawn_polling<R: Send>(work: impl FnOnce() -> R + Send, interval: Duration, poll: impl FnMut()) -> R {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(move || sender.send(work()).expect("the receiver outlives the scope"));
+        poll_until(&receiver, interval, poll)
+    });
+    result.expect("the scope has raised the panic of its work")
+}
+
+/// What the work sends; None when it panicked.
+fn poll_until<R>(receiver: &Receiver<R>, interval: Duration, mut poll: impl FnMut()) -> Option<R> {
+    loop {
+        poll();
+        match receiver.recv_timeout(interval) {
+            Ok(result) => return Some(result),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
 }
 
 fn pool() -> &'static rayon::ThreadPool {

@@ -365,7 +365,7 @@ impl Store {
     fn run_gc<'py>(&self, py: Python<'py>, grace_seconds: f64, max_bytes: Option<u64>, dry_run: bool) -> Result<Bound<'py, PyDict>> {
         let store = self.blobs.directory()?;
         let options = gc::Options { grace: Duration::try_from_secs_f64(grace_seconds).map_err(PyErr::from)?, max_bytes, dry_run };
-        let collected = work::run(py, None, |monitor| gc::collect(store, &self.images, &options, monitor))?;
+        let collected = work::run_apart(py, |monitor| gc::collect(store, &self.images, &options, monitor))?;
         Ok(upkeep::collected(py, &collected)?)
     }
 

@@ -24,10 +24,25 @@ pub fn compute<T: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce() -> T +
 /// and at the end, and looks for signals. An exception from either asks the work to stop, waits until it has, and is raised then.
 pub fn run<T: Send>(py: Python<'_>, tick: Option<&Bound<'_, PyAny>>, work: impl FnOnce(&Monitor) -> pfimg_core::Result<T> + Send) -> Result<T> {
     let monitor = Monitor::new();
-    let tick = tick.map(|tick| tick.clone().unbind());
     if tick.is_none() && !on_main_thread(py)? {
         return Ok(py.detach(|| pool::install(|| work(&monitor)))?);
     }
+    watch(py, tick, &monitor, |poll| pool::install_polling(|| work(&monitor), POLL, poll))
+}
+
+/// Runs work that waits until other calls end. It has a thread of its own: on the pool it could take the place that they need for that.
+pub fn run_apart<T: Send>(py: Python<'_>, work: impl FnOnce(&Monitor) -> pfimg_core::Result<T> + Send) -> Result<T> {
+    let monitor = Monitor::new();
+    watch(py, None, &monitor, |poll| pool::spawn_polling(|| work(&monitor), POLL, poll))
+}
+
+fn watch<T: Send>(
+    py: Python<'_>,
+    tick: Option<&Bound<'_, PyAny>>,
+    monitor: &Monitor,
+    start: impl FnOnce(&mut (dyn FnMut() + Send)) -> pfimg_core::Result<T> + Send,
+) -> Result<T> {
+    let tick = tick.map(|tick| tick.clone().unbind());
     let mut interrupted = None;
     let look = |py: Python<'_>| {
         if let Some(tick) = &tick {
@@ -36,20 +51,15 @@ pub fn run<T: Send>(py: Python<'_>, tick: Option<&Bound<'_, PyAny>>, work: impl 
         }
         py.check_signals()
     };
-    let result = py.detach(|| {
-        pool::install_polling(
-            || work(&monitor),
-            POLL,
-            || {
-                if interrupted.is_none()
-                    && let Err(error) = Python::attach(look)
-                {
-                    interrupted = Some(error);
-                    monitor.cancel();
-                }
-            },
-        )
-    });
+    let mut poll = || {
+        if interrupted.is_none()
+            && let Err(error) = Python::attach(look)
+        {
+            interrupted = Some(error);
+            monitor.cancel();
+        }
+    };
+    let result = py.detach(|| start(&mut poll));
     if let Some(error) = interrupted {
         return Err(error.into());
     }
