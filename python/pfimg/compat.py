@@ -10,18 +10,15 @@ most two parents. `merge` is not offered.
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar
+from typing import Any, Never, ParamSpec, TypeVar
 
 from pfimg import _core, images
 from pfimg._core import AgentInfo
 from pfimg.effects import Effect
 from pfimg.errors import PfimgError, StoreOSError
 from pfimg.store import PfStore
-
-if TYPE_CHECKING:
-    from pfimg._core import Buffer
+from pfimg.types import Buffer, StrPath
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +39,7 @@ def _catchable(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def digest_of(bytes: "Buffer") -> str:
+def digest_of(bytes: Buffer) -> str:
     """The digest under which a store keeps these bytes: `sha256:` and 64 hex digits.
 
     >>> pfimg.digest_of(b"")
@@ -52,7 +49,7 @@ def digest_of(bytes: "Buffer") -> str:
 
 
 @_catchable
-def put_blob(store: PfStore, bytes: "Buffer") -> str:
+def put_blob(store: PfStore, bytes: Buffer) -> str:
     """Stores a blob and returns its digest, as `store.put` does."""
     return store.put(bytes)
 
@@ -86,7 +83,7 @@ def read_manifest(store: PfStore, cid: str) -> dict[str, Any]:
 def snapshot_filesystem(
     store: PfStore,
     agent_kind: str,
-    fs_root: str | PathLike[str],
+    fs_root: StrPath,
     env: Mapping[str, str],
     messages: Iterable[Mapping[str, str]],
     effects: Iterable[Mapping[str, object] | Effect] | None = None,
@@ -121,7 +118,7 @@ def snapshot_filesystem(
 
 
 @_catchable
-def checkout_filesystem(store: PfStore, cid: str, target_path: str | PathLike[str]) -> None:
+def checkout_filesystem(store: PfStore, cid: str, target_path: StrPath) -> None:
     """Restores an image's directory at a path that must not exist; its parents are created.
 
     Raises:

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from os import PathLike, fspath
+from os import fspath
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -28,7 +28,7 @@ from pfimg._core import (
 )
 from pfimg.errors import FormatError
 from pfimg.store import PfStore
-from pfimg.types import Changes, ImageDiff, ProgressCallback, ticker
+from pfimg.types import Changes, ImageDiff, ProgressCallback, StrPath, ticker
 
 K = TypeVar("K")
 
@@ -46,10 +46,10 @@ def snapshot(
     store: PfStore,
     *,
     agent: str | AgentInfo,
-    fs_root: str | PathLike[str] | None = None,
+    fs_root: StrPath | None = None,
     cache: PageManifest | None = None,
     env: Mapping[str, str] | None = None,
-    cwd: str | PathLike[str] | None = None,
+    cwd: StrPath | None = None,
     messages: Iterable[Mapping[str, str]] = (),
     effects: Iterable[Mapping[str, object] | ledger.Effect] = (),
     model_base: bytes | str | None = None,
@@ -133,7 +133,7 @@ def snapshot(
 def checkout(
     store: PfStore,
     image: str,
-    target: str | PathLike[str],
+    target: StrPath,
     *,
     allow_absolute_symlinks: bool = False,
     progress: ProgressCallback | None = None,

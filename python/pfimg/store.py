@@ -6,14 +6,18 @@ needs no speed: opening, listing, and turning the core's plain results into repo
 
 import logging
 from collections.abc import Iterable, Iterator
-from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from pfimg import config
+from pfimg import config, transfer
 from pfimg._core import Manifest, Store
-from pfimg.errors import BlobNotFound, FormatError, IntegrityError, LimitExceeded, StoreError, StoreOSError
-from pfimg.types import BlobStore, Finding, GcReport, ProgressCallback, StoreStats, VerifyReport, ticker
+from pfimg.errors import BackendError, BlobNotFound, FormatError, IntegrityError, LimitExceeded, StoreError, StoreOSError
+from pfimg.registries.base import Registry
+from pfimg.transfer import Ref
+from pfimg.types import BlobStore, Finding, GcReport, ProgressCallback, StoreStats, StrPath, VerifyReport, ticker
+
+RepairSource: TypeAlias = Ref | Registry
+"""Where lost blobs are fetched again: an image reference, or what `registries.open` returned for one."""
 
 _log = logging.getLogger("pfimg")
 
@@ -37,7 +41,7 @@ class PfStore(Store):
 
     @staticmethod
     def open(
-        path: str | PathLike[str], *, digest: str | None = None, codec: str = "auto", level: int = 1, durability: str = "group"
+        path: StrPath, *, digest: str | None = None, codec: str = "auto", level: int = 1, durability: str = "group"
     ) -> "PfStore":
         """Opens the store in a directory, which is created when it is absent.
 
@@ -65,7 +69,7 @@ class PfStore(Store):
             raise StoreOSError.of(error) from error
 
     @staticmethod
-    def with_blobstore(path: str | PathLike[str], blobs: BlobStore) -> "PfStore":
+    def with_blobstore(path: StrPath, blobs: BlobStore) -> "PfStore":
         """A store that keeps its images and pins in a directory, and its blobs in any other BlobStore.
 
         Example:
@@ -93,7 +97,12 @@ class PfStore(Store):
             else:
                 yield image, manifest
 
-    def verify(self, *, repair_from: Any = None, progress: ProgressCallback | None = None) -> VerifyReport:
+    def verify(
+        self,
+        *,
+        repair_from: RepairSource | Iterable[RepairSource] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> VerifyReport:
         """Reads and hashes every blob, and looks whether everything that images need is here.
 
         A corrupt blob is moved to `quarantine/`; the next put of the same bytes heals it.
@@ -104,7 +113,11 @@ class PfStore(Store):
             progress: Called with events of the phase `verify`.
 
         Returns:
-            What was found, and after a repair what is still wrong.
+            What was found, and after a repair what is still wrong. A source that does not answer is passed over with a warning.
+
+        Raises:
+            BadRef, UnsupportedScheme: A source is malformed, or of a scheme that is not spoken.
+            OSError: A file of the store cannot be read.
         """
         tick = ticker(progress, "verify")
         sources = _several(repair_from)
@@ -125,14 +138,14 @@ class PfStore(Store):
             repaired=tuple(sorted(repaired - _damaged(found))),
         )
 
-    def _repair(self, wanted: set[str], sources: list[Any]) -> set[str]:
+    def _repair(self, wanted: set[str], sources: list[RepairSource]) -> set[str]:
         """Fetches what it can get; then gives images their manifest and marker again, each from the other."""
-        from pfimg import transfer
-
         healed: set[str] = set()
         for source in sources:
-            if wanted - healed:
+            try:
                 healed |= transfer.repair(self, sorted(wanted - healed), source)
+            except (BackendError, FileNotFoundError) as error:
+                _log.warning("%s cannot be asked for repairs: %s", source, error)
         return healed | {image for image in wanted.intersection(self.markers()) if self._rewrite(image)}
 
     def _rewrite(self, image: str) -> bool:
@@ -173,7 +186,7 @@ def _findings(items: Iterable[tuple[str | None, object, Iterable[str]]]) -> tupl
     return tuple(Finding(digest, None if path is None else str(path), tuple(images)) for digest, path, images in items)
 
 
-def _several(sources: Any) -> list[Any]:
+def _several(sources: RepairSource | Iterable[RepairSource] | None) -> list[RepairSource]:
     if sources is None:
         return []
-    return list(sources) if isinstance(sources, list | tuple | set | frozenset) else [sources]
+    return list(sources) if isinstance(sources, Iterable) and not isinstance(sources, str) else [sources]

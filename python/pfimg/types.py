@@ -6,12 +6,22 @@ bytes).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from pfimg._core import Manifest, Tick
+    from pfimg._core import Manifest
 
 T = TypeVar("T")
+
+Buffer: TypeAlias = Any
+"""Anything with a C-contiguous buffer, or a Torch tensor in CPU memory; read in place, so it must not change meanwhile."""
+
+StrPath: TypeAlias = str | PathLike[str]
+"""The path of a file or directory."""
+
+Tick: TypeAlias = Callable[[int, int, int], object]
+"""What the core calls about ten times a second: items done, items expected (0 while unknown), bytes done."""
 
 
 class BlobStore(Protocol):
@@ -56,7 +66,7 @@ ProgressCallback: TypeAlias = Callable[[Progress], object]
 """What `progress=` takes. Called from the thread that made the call, about ten times a second; what it raises ends the call."""
 
 
-def ticker(progress: ProgressCallback | None, phase: str) -> "Tick | None":
+def ticker(progress: ProgressCallback | None, phase: str) -> Tick | None:
     """What the core calls, for a callable that wants events."""
     if progress is None:
         return None

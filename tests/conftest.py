@@ -1,0 +1,39 @@
+"""What most tests need: an empty store, real KV pages, and settings that do not come from the machine."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import pfimg
+
+DATA = Path(__file__).parent / "data"
+
+
+class KvPages(NamedTuple):
+    """Pages of a real model: `k[i]` and `v[i]` are page i, bf16 as uint16, shaped `meta.shape`."""
+
+    meta: pfimg.CacheMeta
+    k: npt.NDArray[Any]
+    v: npt.NDArray[Any]
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_machine_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["STORE", "SESSION_SECRET", *(f"{registry}_REG_SIGN_KEY" for registry in ("FILE", "S3", "IPFS", "HF", "OCI"))]
+    for name in names:
+        monkeypatch.delenv(f"PF_{name}", raising=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> pfimg.PfStore:
+    return pfimg.PfStore.open(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def kv_pages() -> KvPages:
+    k, v = (np.load(DATA / f"kv_{side}_pages.npy", mmap_mode="r", allow_pickle=False) for side in "kv")
+    meta = pfimg.CacheMeta(page_size_tokens=16, n_layers=6, n_heads=12, head_dim=32, dtype="bf16")
+    return KvPages(meta, k, v)
