@@ -149,8 +149,9 @@ def sign(manifest: bytes, key: SigningKey) -> bytes:
     """Signs a manifest's bytes; returns the document to put beside it.
 
     Example:
-        >>> trust = Trust(keys=(SigningKey.from_text("ours"),))
-        >>> verify(b"{}", sign(b"{}", trust.keys[0]), trust)
+        >>> from pfimg.signing import sign, verify
+        >>> key = SigningKey.from_text("ours")
+        >>> verify(b"{}", sign(b"{}", key), Trust(keys=(key,)))
         'verified'
     """
     values = {

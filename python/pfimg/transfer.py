@@ -21,13 +21,13 @@ from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple, Self, TypeAlias, overload
 
 from pfimg import signing
-from pfimg._core import Buffer, Manifest, Store, StrPath, encode_frame
+from pfimg._core import Manifest, Store, encode_frame
 from pfimg.errors import BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError, SignatureError, StoreError
 from pfimg.registries import base
 from pfimg.registries.base import Registry, StoredBlob, Transport
 from pfimg.registries.refs import AnyRef, ImageRef
 from pfimg.signing import Key, Trusted
-from pfimg.types import BlobStore, LayerSet, Progress, ProgressCallback, PullReport, PushReport
+from pfimg.types import BlobStore, Buffer, LayerSet, Progress, ProgressCallback, PullReport, PushReport, StrPath
 
 _log = logging.getLogger("pfimg")
 
@@ -71,10 +71,11 @@ def push(
         BackendError, OSError: The registry's service or file system failed.
 
     Example:
-        >>> store = PfStore.open(tmp_path / "store")
-        >>> image = snapshot(store, agent="my-agent")
-        >>> push(store, image, f"file://{tmp_path}/registry").sent
-        7
+        >>> from pathlib import Path
+        >>> store = PfStore.open("store")
+        >>> report = push(store, snapshot(store, agent="my-agent"), f"file://{Path.cwd()}/registry")
+        >>> report.sent, report.skipped
+        (8, 0)
     """
     _check_options(codec, layout)
     where = base.parse(ref)
@@ -122,9 +123,10 @@ def pull(
         BackendError, OSError: The registry's service or a file system failed.
 
     Example:
-        >>> store = PfStore.open(tmp_path / "store")
-        >>> sent = push(store, snapshot(store, agent="my-agent"), f"file://{tmp_path}/registry")
-        >>> pull(sent.ref, PfStore.open(tmp_path / "other")).signature
+        >>> from pathlib import Path
+        >>> store = PfStore.open("store")
+        >>> sent = push(store, snapshot(store, agent="my-agent"), f"file://{Path.cwd()}/registry")
+        >>> pull(sent.ref, PfStore.open("other")).signature
         'self-signed'
     """
     where = base.parse(ref)
@@ -143,7 +145,7 @@ def exists(ref: Ref) -> bool:
         BackendError, OSError: The registry's service or file system failed, or refuses to tell.
 
     Example:
-        >>> exists(f"file://{tmp_path}/nowhere")
+        >>> exists("file:///no/such/directory")
         False
     """
     where = base.parse(ref)
@@ -237,8 +239,8 @@ def open(ref: Ref, *, sign_key: Key | None = None, **options: object) -> Registr
         BadRef, UnsupportedScheme: The reference is malformed, or of a scheme that is not spoken.
 
     Example:
-        >>> open(f"file://{tmp_path}/nowhere").exists(f"file://{tmp_path}/elsewhere")
-        False
+        >>> registries.open("file:///srv/images/one")
+        <TransportRegistry for file:///srv/images/one>
     """
     where = base.parse(ref)
     opened = base.connect(where, **options)
@@ -402,6 +404,8 @@ def _fetch_all(place: _Place, manifest: Manifest, store: Store, selection: _Sele
 
 def _fetch(place: _Place, digests: Iterable[str], store: Store, meter: "_Meter") -> None:
     absent = _absent(store, digests)
+    if not absent:
+        return
     meter.total += len(absent)
     try:
         place.transport.fetch(absent, _Landing(store, meter))

@@ -15,19 +15,21 @@ META = pfimg.CacheMeta(page_size_tokens=4, n_layers=2, n_heads=2, head_dim=8, dt
 
 
 class Adapter(Protocol):
-    """A registry with one image in it, for tests to look into and to damage.
-
-    Attributes:
-        ref: The image's reference.
-        blobs: Frames by digest; `write` with None removes.
-    """
+    """A registry for one image, empty at first, for tests to look into and to damage."""
 
     ref: str
 
-    def blobs(self) -> dict[str, bytes]: ...
-    def write(self, digest: str, frame: bytes | None) -> None: ...
-    def read_pair(self) -> tuple[bytes, bytes]: ...
-    def write_pair(self, manifest: bytes | None, signature: bytes | None) -> None: ...
+    def blobs(self) -> dict[str, bytes]:
+        """All frames by digest."""
+
+    def write(self, digest: str, frame: bytes | None) -> None:
+        """Replaces a blob's frame; None removes it."""
+
+    def read_pair(self) -> tuple[bytes, bytes]:
+        """Manifest and signature."""
+
+    def write_pair(self, manifest: bytes | None, signature: bytes | None) -> None:
+        """Replaces manifest and signature; None removes."""
 
 
 class Directory:
@@ -114,9 +116,8 @@ class Memory:
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither keys nor schemes from outside, nor any left behind."""
-    monkeypatch.delenv("PF_FILE_REG_SIGN_KEY", raising=False)
+def _schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scheme outlives its test."""
     monkeypatch.setattr(base, "_factories", dict(base._factories))
 
 
@@ -134,14 +135,9 @@ ADAPTERS: list[Callable[[Path], Adapter]] = [directory, memory]
 
 
 @pytest.fixture(params=ADAPTERS, ids=lambda make: make.__name__)
-def place(request: pytest.FixtureRequest, tmp_path: Path, _clean: None) -> Adapter:
+def place(request: pytest.FixtureRequest, tmp_path: Path, _schemes: None) -> Adapter:
     adapter: Adapter = request.param(tmp_path)
     return adapter
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> pfimg.PfStore:
-    return pfimg.PfStore.open(tmp_path / "store")
 
 
 @pytest.fixture

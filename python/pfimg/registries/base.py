@@ -16,10 +16,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, overload, runtime_checkable
 
-from pfimg._core import Buffer, Manifest, StrPath
+from pfimg._core import Manifest
 from pfimg.errors import UnsupportedScheme
 from pfimg.registries.refs import SCHEMES, AnyRef, ImageRef, OtherRef
-from pfimg.types import BlobStore, LayerSet, PullReport, PushReport
+from pfimg.types import BlobStore, Buffer, LayerSet, PullReport, PushReport, StrPath
 
 MANIFEST_BYTES: Final = 1 << 20
 """Largest manifest that is read, in bytes."""
@@ -115,8 +115,9 @@ def register_scheme(name: str, factory: Factory) -> None:
             It gets the options that were given to `registries.open`, and `jobs=` where a call has it.
 
     Example:
-        >>> from pfimg.registries import FileTransport
-        >>> register_scheme("vault", lambda ref: FileTransport(FileRef(tmp_path / ref.location)))
+        >>> from pathlib import Path
+        >>> vault = Path("/no/such/directory")
+        >>> register_scheme("vault", lambda ref: registries.FileTransport(FileRef(vault / ref.location)))
         >>> exists("vault://agents")
         False
     """

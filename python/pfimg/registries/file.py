@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from pfimg import signing
 from pfimg._core import Store
-from pfimg.errors import BadRef, FormatError, LimitExceeded
+from pfimg.errors import FormatError, LimitExceeded
 from pfimg.registries.base import MANIFEST_BYTES, Sink, StoredBlob, blob_name
 from pfimg.registries.refs import AnyRef, FileRef
 from pfimg.signing import SIGNATURE_BYTES, Key
@@ -58,7 +58,7 @@ class FileRegistry(TransportRegistry):
             `PF_FILE_REG_SIGN_KEY`, else the public one.
 
     Example:
-        >>> FileRegistry().exists(f"file://{tmp_path}/nowhere")
+        >>> registries.FileRegistry().exists("file:///no/such/directory")
         False
     """
 
@@ -97,7 +97,7 @@ class FileTransport:
 
     def fetch(self, digests: Sequence[str], sink: Sink) -> None:
         """See Transport."""
-        sink.files([(digest, self.root / blob_name(digest)) for digest in digests])
+        sink.files([(digest, f"{self.root}/{blob_name(digest)}") for digest in digests])
 
     def read_manifest(self, ref: AnyRef) -> tuple[bytes, bytes | None]:
         """See Transport; FileNotFoundError when no image is there."""
@@ -120,10 +120,9 @@ class FileTransport:
             self._describe_names()
             path = self._named_path(name)
             _make(path.parent)
-            _replace(
-                path.parent, {path.name: _json({"pfimg": 1, "manifest": manifest.decode(), "signature": signature.decode()})}
-            )
-        return FileRef(self.root, name)
+            document = {"pfimg": 1, "manifest": manifest.decode(), "signature": signature.decode()}
+            _replace(path.parent, {path.name: _json(document)})
+        return FileRef(self.root, name) if isinstance(ref, FileRef) else ref
 
     def exists(self, ref: AnyRef) -> bool:
         """See Transport."""
@@ -172,9 +171,8 @@ class FileTransport:
 
 
 def _name(ref: AnyRef) -> str | None:
-    if not isinstance(ref, FileRef):
-        raise BadRef(f"{ref} is no reference to a directory")
-    return ref.name
+    # A directory may also be what somebody's own scheme stands for.
+    return ref.name if isinstance(ref, FileRef) else None
 
 
 def _unpack(document: bytes, path: Path) -> tuple[bytes, bytes]:

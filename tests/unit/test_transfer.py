@@ -1,0 +1,328 @@
+"""What moves, in which order, and what is believed: transfer over transports that remember or lie."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pfimg
+from pfimg import transfer
+from pfimg.registries import base
+from pfimg.registries.refs import OtherRef
+from pfimg.signing import PUBLIC_KEY, SigningKey, sign
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from pfimg.registries import Sink, StoredBlob
+    from pfimg.registries.refs import AnyRef
+
+REF = "log://place"
+
+
+class Logged:
+    """A transport that keeps everything in memory and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.frames: dict[str, bytes] = {}
+        self.image: tuple[bytes, bytes | None] | None = None
+
+    def missing(self, digests: Sequence[str]) -> set[str]:
+        self.calls.append(("missing", list(digests)))
+        return set(digests) - set(self.frames)
+
+    def send(self, items: Iterable[StoredBlob]) -> None:
+        for item in items:
+            self.calls.append(("send", item.digest))
+            self.frames[item.digest] = item.read()
+
+    def fetch(self, digests: Sequence[str], sink: Sink) -> None:
+        self.calls.append(("fetch", list(digests)))
+        sink.frames([(digest, bytearray(self.frames[digest])) for digest in digests])
+
+    def read_manifest(self, ref: AnyRef) -> tuple[bytes, bytes | None]:
+        self.calls.append(("read_manifest", ref))
+        assert self.image is not None
+        return self.image
+
+    def publish(self, ref: AnyRef, manifest: bytes, signature: bytes) -> AnyRef:
+        self.calls.append(("publish", ref))
+        self.image = manifest, signature
+        return OtherRef(ref.scheme, "canonical")
+
+    def exists(self, ref: AnyRef) -> bool:
+        self.calls.append(("exists", ref))
+        return self.image is not None
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Logged:
+    monkeypatch.setattr(base, "_factories", dict(base._factories))
+    transport = Logged()
+    pfimg.register_scheme("log", lambda ref: transport)  # noqa: ARG005 - there is one place only
+    return transport
+
+
+@pytest.fixture
+def image(store: pfimg.PfStore, tmp_path: Path) -> str:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "file").write_text("content")
+    meta = pfimg.CacheMeta(page_size_tokens=1, n_layers=1, n_heads=1, head_dim=2, dtype="f16")
+    cache = store.put_pages(meta, k=[b"k000", b"k001"], v=[b"v000", b"v001"])
+    return pfimg.snapshot(store, agent="tester", fs_root=tmp_path / "work", cache=cache)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> pfimg.PfStore:
+    return pfimg.PfStore.open(tmp_path / "other")
+
+
+def test_a_push_walks_asks_sends_and_publishes_last(log: Logged, store: pfimg.PfStore, image: str) -> None:
+    walk = pfimg.transitive_blob_digests(store.get_manifest(image), store)
+    log.frames[walk[3]] = store.read_frame(walk[3])
+    report = pfimg.push(store, image, REF)
+    ref = OtherRef("log", "place")
+    sends = [("send", digest) for digest in walk if digest != walk[3]]
+    assert log.calls == [("missing", walk), *sends, ("publish", ref)]
+    assert (report.ref, report.sent, report.skipped) == ("log://canonical", len(walk) - 1, 1)
+
+
+def test_a_pull_checks_then_reads_what_names_more_then_the_rest(
+    log: Logged, store: pfimg.PfStore, other: pfimg.PfStore, image: str
+) -> None:
+    pfimg.push(store, image, REF)
+    log.calls.clear()
+    pfimg.pull(REF, other)
+    manifest = store.get_manifest(image)
+    (read, _), (_, documents), (_, rest) = log.calls
+    assert read == "read_manifest"
+    assert isinstance(documents, list)
+    assert isinstance(rest, list)
+    assert {manifest.world.fs, manifest.cache.manifest} <= set(documents) <= set(pfimg.manifest_blob_digests(manifest))
+    assert sorted(documents + rest) == sorted(pfimg.transitive_blob_digests(manifest, store))
+
+
+def test_nothing_is_asked_for_when_everything_is_here(log: Logged, store: pfimg.PfStore, image: str) -> None:
+    pfimg.push(store, image, REF)
+    log.calls.clear()
+    pfimg.pull(REF, store)
+    assert [call for call, _ in log.calls] == ["read_manifest"]
+
+
+def test_no_blob_is_asked_for_before_the_signature_is_accepted(
+    log: Logged, store: pfimg.PfStore, other: pfimg.PfStore, image: str
+) -> None:
+    pfimg.push(store, image, REF)
+    log.calls.clear()
+    with pytest.raises(pfimg.SignatureError, match=r"^log://place: "):
+        pfimg.pull(REF, other, trust=SigningKey(b"ours"))
+    assert [call for call, _ in log.calls] == ["read_manifest"]
+
+
+def test_a_blob_that_was_not_asked_for_does_no_harm(log: Logged, store: pfimg.PfStore, other: pfimg.PfStore, image: str) -> None:
+    pfimg.push(store, image, REF)
+    stray = store.put(b"stray")
+    fetch = log.fetch
+
+    def generous(digests: Sequence[str], sink: Sink) -> None:
+        sink.frames([(stray, store.read_frame(stray))])
+        fetch(digests, sink)
+
+    log.fetch = generous  # type: ignore[method-assign]
+    report = pfimg.pull(REF, other)
+    assert report.fetched == len(log.frames)
+    assert other.verify().ok
+
+
+def test_a_manifest_of_another_kind_is_refused(log: Logged, other: pfimg.PfStore) -> None:
+    for manifest in (b"", b"{}", b"null", b'{"schema_version":2}'):
+        log.image = manifest, sign(manifest, PUBLIC_KEY)
+        with pytest.raises(pfimg.FormatError):
+            pfimg.pull(REF, other)
+    large = b" " * (1 << 20) + b"{}"
+    log.image = large, sign(large, PUBLIC_KEY)
+    with pytest.raises(pfimg.LimitExceeded):
+        pfimg.pull(REF, other)
+    assert other.stats().blobs == 0
+
+
+def test_progress_tells_of_the_phases_and_ends_complete(
+    log: Logged, store: pfimg.PfStore, other: pfimg.PfStore, image: str
+) -> None:
+    events: list[pfimg.Progress] = []
+    sent = pfimg.push(store, image, REF, progress=events.append)
+    got = pfimg.pull(REF, other, progress=events.append)
+    last = {event.phase: event for event in events}
+    assert list(last) == ["walk", "send", "fetch"]
+    assert last["walk"].done == last["walk"].total == sent.sent
+    assert (last["send"].done, last["send"].total, last["send"].bytes) == (sent.sent, sent.sent, sent.bytes_sent)
+    assert (last["fetch"].done, last["fetch"].total, last["fetch"].bytes) == (got.fetched, got.fetched, got.bytes_fetched)
+    for before, after in pairwise(events):
+        assert before.phase != after.phase or (before.done <= after.done and before.bytes <= after.bytes)
+    assert log.image is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"codec": "float"}, pfimg.FormatError, "codec 'float'"),
+        ({"codec": "gzip"}, pfimg.FormatError, "codec 'gzip'"),
+        ({"layout": "packed"}, pfimg.RegistryError, "does not pack"),
+        ({"layout": "heap"}, pfimg.FormatError, "layout 'heap'"),
+    ],
+)
+def test_options_that_are_not_offered_are_refused_before_anything_moves(
+    log: Logged, store: pfimg.PfStore, image: str, options: dict[str, str], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        pfimg.push(store, image, REF, **options)  # type: ignore[arg-type]
+    with pytest.raises(error, match=reason):
+        pfimg.copy(REF, REF, **options)  # type: ignore[arg-type]
+    assert log.calls == []
+
+
+class Own:
+    """Somebody's own registry, which is no transport."""
+
+    def __init__(self, ref: AnyRef, *, jobs: int | None = None, colour: str = "red") -> None:
+        self.ref, self.jobs, self.colour = ref, jobs, colour
+
+    def push(self, ref: object, manifest: pfimg.Manifest, store: pfimg.BlobStore) -> pfimg.PushReport:
+        return pfimg.PushReport(f"{ref} {manifest.id} {store.has(manifest.id)} {self.jobs}", 0, 0, 0, 0.0)
+
+    def pull(self, ref: object, store: pfimg.BlobStore | None = None) -> Any:
+        return pfimg.PullReport(f"{ref} {store is not None}", 0, 0, 0, "verified", 0.0)
+
+    def exists(self, ref: object) -> bool:
+        return ref == self.ref
+
+
+def test_a_registry_that_is_no_transport_is_used_as_it_is(log: Logged, store: pfimg.PfStore, image: str) -> None:
+    pfimg.register_scheme("own", Own)
+    assert pfimg.push(store, image, "own://x", jobs=3).ref == f"own://x {image} True 3"
+    assert pfimg.pull("own://x", store).image == "own://x True"
+    assert pfimg.exists("own://x")
+    opened = pfimg.registries.open("own://x", colour="blue")
+    assert isinstance(opened, Own)
+    assert opened.colour == "blue"
+    with pytest.raises(pfimg.RegistryError, match="does not take trust, layers"):
+        pfimg.pull("own://x", store, trust="self-signed", layers=["cache"])
+    with pytest.raises(pfimg.RegistryError, match="does not take sign"):
+        pfimg.push(store, image, "own://x", sign=SigningKey(b"x"))
+    with pytest.raises(pfimg.RegistryError, match="not single blobs"):
+        pfimg.copy("own://x", REF)
+    assert log.calls == []
+
+
+def test_a_transport_gets_its_options_and_the_registry_its_key(
+    log: Logged, store: pfimg.PfStore, other: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    def make(ref: AnyRef, **options: object) -> Logged:
+        assert str(ref) == REF
+        seen.append(options)
+        return log
+
+    pfimg.register_scheme("log", make)
+    registry = pfimg.registries.open(REF, sign_key=SigningKey(b"ours"), colour="blue")
+    registry.push(REF, store.get_manifest(image), store)
+    monkeypatch.setenv("PF_FILE_REG_SIGN_KEY", "another kind's")
+    with pytest.raises(pfimg.SignatureError):
+        pfimg.pull(REF, other, jobs=2)
+    report = registry.pull(REF, other)
+    assert isinstance(report, pfimg.PullReport)
+    assert report.signature == "verified"
+    assert [options for options in seen if options != {"colour": "blue"}] == [{"jobs": 2}]
+
+
+def test_repairs_come_from_one_place(log: Logged, store: pfimg.PfStore, image: str) -> None:
+    pfimg.push(store, image, REF)
+    lost = store.get_manifest(image).trace.messages
+    path = store.blob_path(lost)
+    assert path is not None
+    path.unlink()
+    with pytest.raises(pfimg.BadRef, match="not one place"):
+        transfer.repair(store, [lost], pfimg.registries.FileRegistry())
+    assert transfer.repair(store, [], REF) == set()
+    assert transfer.repair(store, [lost, lost], pfimg.registries.open(REF)) == {lost}
+    assert transfer.repair(store, [lost], REF) == set()
+    assert log.frames.keys() >= {lost}
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "hf", "ipfs", "oci", "http", "https"])
+def test_schemes_that_are_still_to_come_say_so(store: pfimg.PfStore, image: str, scheme: str) -> None:
+    for act in (lambda ref: pfimg.push(store, image, ref), lambda ref: pfimg.pull(ref, store), pfimg.exists):
+        with pytest.raises(pfimg.UnsupportedScheme, match=rf"does not speak {scheme}:// yet; it speaks .*file://"):
+            act({"ipfs": "ipfs://bafyabc"}.get(scheme, f"{scheme}://host/repo"))
+
+
+def test_a_scheme_that_nobody_knows(store: pfimg.PfStore) -> None:
+    with pytest.raises(pfimg.UnsupportedScheme, match="'gopher' is not known"):
+        pfimg.pull("gopher://host/x", store)
+
+
+def test_a_scheme_may_come_from_an_installed_package(tmp_path: Path) -> None:
+    package = tmp_path / "vault-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: vault\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[pfimg.registries]\nvault = vault_adapter:make\n")
+    (tmp_path / "vault_adapter.py").write_text(
+        "import pathlib, pfimg\n"
+        "def make(ref, **options):\n"
+        "    return pfimg.registries.FileTransport(pfimg.FileRef(pathlib.Path(ref.location)))\n"
+    )
+    script = (
+        "import sys, pfimg\n"
+        "store = pfimg.PfStore.open(sys.argv[1] + '/store')\n"
+        "ref = f'vault://{sys.argv[1]}/registry'\n"
+        "print(pfimg.push(store, pfimg.snapshot(store, agent='tester'), ref).ref == ref, pfimg.exists(ref))\n"
+        "try: pfimg.exists('s3://bucket')\n"
+        "except pfimg.UnsupportedScheme as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, tmp_path],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [
+        "True True",
+        "s3://bucket: this version of pfimg does not speak s3:// yet; it speaks file://, vault://",
+    ], done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["transfer", "registries", "registries.base", "registries.file", "registries.refs", "signing", "store"]
+)
+def test_every_module_can_be_imported_first(module: str) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import pfimg.{module}"], check=True)
+
+
+def test_a_push_beside_a_sweep_keeps_what_it_sends(log: Logged, store: pfimg.PfStore, image: str) -> None:
+    send = log.send
+
+    def sweep(items: Iterable[StoredBlob]) -> None:
+        store.remove_image(image)
+        with pytest.raises(BlockingIOError):
+            held_exclusively(store)
+        send(items)
+
+    log.send = sweep  # type: ignore[method-assign]
+    pfimg.push(store, image, REF)
+    store.gc(grace_seconds=0)
+    assert store.stats().blobs == 0
+
+
+def held_exclusively(store: pfimg.PfStore) -> None:
+    """What gc needs before it removes anything."""
+    with (store.root / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
