@@ -135,7 +135,7 @@ def check_out(store: pfimg.PfStore, image: str, target: Path, files: Tree, pages
             raise DifferenceError(f"{path} was {files.get(path, 'absent')}, is {back.get(path, 'absent')}")
     k, v = store.get_pages(image)
     for side, was, found in (("K", pages[0], k), ("V", pages[1], v)):
-        page_bytes, data = found.shape[1], found.tobytes()
+        page_bytes, data = found.nbytes // len(found), found.tobytes()
         for start in range(0, max(len(was), len(data)), page_bytes):
             if was[start : start + page_bytes] != data[start : start + page_bytes]:
                 raise DifferenceError(f"{side} of page {start // page_bytes}")

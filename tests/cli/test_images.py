@@ -101,6 +101,21 @@ def test_show_draws_the_image(pf: Command, sandbox: Path, pages: tuple[Path, Pat
     assert "\x1b" not in shown
 
 
+def test_texts_from_an_image_cannot_steer_the_terminal(pf: Command, tmp_path: Path) -> None:
+    root = tmp_path / "hostile"
+    root.mkdir()
+    (root / "\x1b[2Jname\n").write_text("x")
+    store = pfimg.PfStore.open(tmp_path / "store")
+    meta = pfimg.CacheMeta(page_size_tokens=1, n_layers=1, n_heads=1, head_dim=1, dtype="fp8e4m3")
+    cache = store.put_pages(meta, [b"k"], [b"v"], logical_seqs=[pfimg.LogicalSeq("\x1b]0;seq\x07", [0])])
+    old = pfimg.snapshot(store, agent="tester")
+    new = pfimg.snapshot(store, agent="\x1b[31mred\ragent", fs_root=root, cache=cache)
+    for command in (["show", new], ["ls"], ["diff", old, new]):
+        out = pf(*command).out
+        assert "\\x1b[" in out or "\\x1b]" in out
+        assert out.replace("\n", "").isprintable()
+
+
 def test_show_as_json_has_everything_the_drawing_has(pf: Command, image: str) -> None:
     shown = pf("show", image, "--json").json
     assert shown["image"] == image

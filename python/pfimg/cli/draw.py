@@ -9,7 +9,7 @@ from pfimg.types import Changes, ImageDiff, human_size
 
 from .contents import Block, Cache, Contents, Tree
 from .ids import short
-from .units import plural
+from .units import plural, visible
 
 if TYPE_CHECKING:
     from rich.tree import Tree as Branch
@@ -29,7 +29,7 @@ def picture(contents: Contents) -> str:
     root = Branch(Text.assemble("image ", (contents.image, "bold"), "  partial" if contents.partial else ""), guide_style="dim")
 
     def row(parent: Branch, name: str, text: str, style: str = "cyan") -> Branch:
-        return parent.add(Text.assemble((f"{name:<9}", style), text))
+        return parent.add(Text.assemble((f"{name:<9}", style), visible(text)))
 
     def layer(name: str, text: str) -> Branch:
         return row(root, name, f"{human_size(sizes[name]):>9}  {_bar(sizes[name], total)}  {text}", "bold cyan")
@@ -41,15 +41,15 @@ def picture(contents: Contents) -> str:
     cache = layer("cache", _cache(contents))
     if contents.cache and contents.cache.pages:
         row(cache, "page", _page(contents.cache))
-        width = max((len(block.id) for block in contents.cache.blocks[:_SEQUENCES]), default=0)
-        for block in contents.cache.blocks[:_SEQUENCES]:
+        names = [visible(block.id) for block in contents.cache.blocks[:_SEQUENCES]]
+        for name, block in zip(names, contents.cache.blocks, strict=False):
             strip = _strip(block, contents.cache.pages)
-            cache.add(Text.assemble((f"{block.id:<{width}}", "green"), f"  {strip}  {_sequence(block)}"))
+            cache.add(Text.assemble((f"{name:<{max(map(len, names))}}", "green"), f"  {strip}  {_sequence(block)}"))
         if (more := len(contents.cache.blocks) - _SEQUENCES) > 0:
             cache.add(f"and {plural(more, 'more sequence')}")
     world = layer("world", _tree(contents.tree) if contents.tree else _unread(contents, "world.fs"))
     for path, size in contents.tree.biggest if contents.tree else []:
-        world.add(Text.assemble((f"{human_size(size):>9}", "dim"), f"  {path}"))
+        world.add(Text.assemble((f"{human_size(size):>9}", "dim"), f"  {visible(path)}"))
     row(world, "env", _env(contents))
     row(world, "procs", contents.procs or _unread(contents, "world.procs"))
     layer("effects", _counted(contents.effects, "entry"))
@@ -143,7 +143,7 @@ def changes(diff: ImageDiff) -> str:
     lines = []
     for noun, found in (("file", diff.files), ("page", pages), ("sequence", diff.sequences)):
         for mark, names in (("+", found.added), ("-", found.removed), ("~", found.changed)):
-            lines += [f"{mark} {noun:<8}  {name}" for name in names]
+            lines += [f"{mark} {noun:<8}  {visible(name)}" for name in names]
     # Only what the lines above do not tell already.
     told = {"world.fs"} if diff.files else set()
     told |= {"cache.manifest"} if diff.pages or diff.sequences else set()

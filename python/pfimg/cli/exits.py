@@ -7,6 +7,8 @@ import click
 
 from pfimg.errors import BadRef, BlobNotFound, IntegrityError, PfimgError, SignatureError, UnsupportedScheme
 
+from .units import visible
+
 
 class Exit(IntEnum):
     """How the command ends. Scripts may rely on these."""
@@ -71,4 +73,4 @@ def line_of(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))

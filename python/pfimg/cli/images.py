@@ -18,6 +18,7 @@ from .exits import Exit, Failure
 from .ids import complete, resolve, short
 from .lineage import Node, graph, order
 from .npy import PagesFile
+from .units import visible
 
 image_argument = click.argument("image", shell_complete=complete)
 _PATH = click.Path(path_type=Path)
@@ -152,7 +153,7 @@ def _row(manifest: pfimg.Manifest, partial: bool, known_here: dict[str, pfimg.Ma
             [
                 short(manifest.id),
                 manifest.created_at[:19].replace("T", " "),
-                f"{manifest.agent.kind} {manifest.agent.version}".strip(),
+                visible(f"{manifest.agent.kind} {manifest.agent.version}".strip()),
                 f"(parent {', '.join(absent)} not here)" if absent else "",
                 "partial" if partial else "",
             ],

@@ -1,4 +1,4 @@
-"""Sizes, durations and counts: how the command reads and prints them."""
+"""How the command reads and prints sizes, durations and counts, and prints texts that others chose."""
 
 import re
 
@@ -31,3 +31,10 @@ def plural(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{count:,} {noun}s"
+
+
+def visible(text: str) -> str:
+    """A text from an image, safe to print: escape sequences and line breaks in it would change what a terminal shows."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
