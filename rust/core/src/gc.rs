@@ -171,7 +171,7 @@ impl Marks {
         self.reached.extend(walk::manifest_blob_digests(manifest));
         for document in walk::documents(manifest, &walk::Selection::all()) {
             if store.has(document.digest())? {
-                self.reached.extend(document.children(&store.get(document.digest())?)?);
+                self.reached.extend(document.children(store)?);
             }
         }
         Ok(())

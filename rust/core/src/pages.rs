@@ -16,6 +16,8 @@ use crate::limits;
 
 /// The only layout whose pages can be read: C order of (layers, tokens, heads, head dimension), little-endian.
 pub const LAYOUT: &str = "paged-batchinvariant-v1";
+/// Numbers in a document have 32 bits.
+const MOST: u64 = u32::MAX as u64;
 const WHAT: &str = "page manifest";
 
 /// Type of one element.
@@ -169,6 +171,15 @@ impl PageManifest {
             return Err(Error::Limit { what: format!("{} pages", self.pages.len()), name: "DOCUMENT_ENTRIES", limit: limits::DOCUMENT_ENTRIES });
         }
         let bad = |field: String, reason: String| Err(Error::field(WHAT, field, reason));
+        let CacheMeta { page_size_tokens, n_layers, n_heads, head_dim, .. } = self.meta;
+        for (field, number) in [("page_size_tokens", page_size_tokens), ("n_layers", n_layers), ("n_heads", n_heads), ("head_dim", head_dim)] {
+            if number > MOST {
+                return bad(field.to_owned(), format!("{number} does not fit the format's 32 bits"));
+            }
+        }
+        if let Some(page) = self.pages.last().filter(|page| page.ix > MOST) {
+            return bad(format!("pages[{}].ix", self.pages.len() - 1), format!("{} does not fit the format's 32 bits", page.ix));
+        }
         for (at, pair) in self.pages.windows(2).enumerate() {
             if pair[0].ix >= pair[1].ix {
                 let reason = format!("page {} stands after page {}: pages are in order of ix, each once", pair[1].ix, pair[0].ix);
@@ -187,8 +198,8 @@ impl PageManifest {
                 return bad(format!("logical_seqs[{at}].page_ixs[{place}]"), reason);
             }
             let fill = sequence.fill_in_last_page;
-            if fill > 0 && fill >= self.meta.page_size_tokens {
-                let reason = format!("{fill} tokens in a page of {}; 0 stands for a full one", self.meta.page_size_tokens);
+            if fill > 0 && fill >= page_size_tokens {
+                let reason = format!("{fill} tokens in a page of {page_size_tokens}; 0 stands for a full one");
                 return bad(format!("logical_seqs[{at}].fill_in_last_page"), reason);
             }
         }

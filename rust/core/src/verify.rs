@@ -113,13 +113,14 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
             need(image, digest, is_whole);
         }
         for document in walk::documents(&manifest, &walk::Selection::all()) {
-            // A document that is damaged or malformed hides what it names; the document itself is reported.
-            let Ok(bytes) = store.get(document.digest()) else { continue };
-            match document.children(&bytes) {
+            match document.children(store) {
                 Ok(children) => children.into_iter().for_each(|digest| need(image, digest, is_whole)),
-                Err(_) => {
-                    bad_markers.push(Finding { digest: Some(*document.digest()), path: store.blob_path(document.digest()), images: vec![image] })
+                Err(Error::Format { .. }) => {
+                    let (digest, path) = (*document.digest(), store.blob_path(document.digest()));
+                    bad_markers.push(Finding { digest: Some(digest), path, images: vec![image] });
                 }
+                // One that is damaged or missing hides what it names; it is reported itself.
+                Err(_) => {}
             }
         }
     }

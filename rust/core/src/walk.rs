@@ -91,13 +91,17 @@ impl Document {
         }
     }
 
-    /// What the blob, of which these are the bytes, refers to.
-    pub fn children(&self, bytes: &[u8]) -> Result<Vec<Digest>> {
+    /// What the blob refers to.
+    ///
+    /// # Errors
+    /// [`Error::BlobNotFound`] when it is not there; [`Error::Format`] when it is malformed.
+    pub fn children(&self, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
+        let bytes = read(blobs, self.digest())?;
         match self {
-            Self::Tree(_) => tree_children(bytes),
-            Self::Pages(_) => Ok(page_children(pages::listed(bytes)?.unwrap_or_default())),
-            Self::Procs(_) => procs_children(bytes),
-            Self::Diff(_) => diff_children(bytes),
+            Self::Tree(_) => tree_children(&bytes),
+            Self::Pages(_) => Ok(page_children(pages::listed(&bytes)?.unwrap_or_default())),
+            Self::Procs(_) => procs_children(&bytes),
+            Self::Diff(_) => diff_children(&bytes),
         }
     }
 }
@@ -146,10 +150,12 @@ pub fn reachable(manifest: &Manifest, blobs: &dyn BlobStore, selection: &Selecti
     let mut found = Found::default();
     found.extend(layers(manifest, selection));
     for document in documents(manifest, selection) {
-        let bytes = read(blobs, document.digest())?;
         match (document, &selection.ixs) {
-            (Document::Pages(_), Some(ixs)) => found.extend(chosen_pages(pages::listed(&bytes)?.unwrap_or_default(), ixs)?),
-            _ => found.extend(document.children(&bytes)?),
+            (Document::Pages(digest), Some(ixs)) => {
+                let listed = pages::listed(&read(blobs, &digest)?)?;
+                found.extend(chosen_pages(listed.unwrap_or_default(), ixs)?);
+            }
+            _ => found.extend(document.children(blobs)?),
         }
     }
     Ok(found.order)

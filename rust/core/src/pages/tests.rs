@@ -46,7 +46,11 @@ fn page_size_is_the_product_and_never_overflows() {
     }
     assert_eq!("f64".parse::<Dtype>().unwrap_err().code(), "format");
     assert_eq!(CacheMeta { n_layers: u64::MAX, ..META }.page_bytes().unwrap_err().code(), "limit");
-    assert_eq!(PageManifest::new(CacheMeta { n_heads: 1 << 40, ..META }, vec![], vec![]).unwrap_err().code(), "limit");
+    assert_eq!(PageManifest::new(CacheMeta { n_heads: 1 << 30, ..META }, vec![], vec![]).unwrap_err().code(), "limit");
+    for (field, meta, page) in [("head_dim", CacheMeta { n_layers: 0, head_dim: 1 << 32, ..META }, page(0)), ("pages[0].ix", META, page(1 << 32))] {
+        let error = PageManifest::new(meta, vec![page], vec![]).unwrap_err();
+        assert!(matches!(&error, Error::Format { field: Some(found), .. } if found == field), "{field}: {error}");
+    }
 }
 
 #[test]
