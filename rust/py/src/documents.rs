@@ -8,7 +8,7 @@ pub mod pages;
 pub mod tree;
 
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyIndexError;
+use pyo3::exceptions::{PyIndexError, PyOverflowError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
@@ -47,30 +47,21 @@ fn repr(name: &str, fields: &[(&str, Bound<'_, PyAny>)]) -> PyResult<String> {
     Ok(format!("{name}({})", fields?.join(", ")))
 }
 
-/// What stands between the brackets of `list[…]`.
-#[derive(FromPyObject)]
-enum Index<'py> {
-    One(isize),
-    Slice(Bound<'py, PySlice>),
-}
-
 /// `list[index]` of a list in the core, with `make` for each member that is asked for.
-fn get_item<'py, T, U: IntoPyObject<'py>>(py: Python<'py>, items: &[T], index: Index<'py>, make: impl Fn(&T) -> U) -> PyResult<Bound<'py, PyAny>> {
+fn get_item<'py, T, U: IntoPyObject<'py>>(items: &[T], index: &Bound<'py, PyAny>, make: impl Fn(&T) -> U) -> PyResult<Bound<'py, PyAny>> {
+    let py = index.py();
     let len = isize::try_from(items.len())?;
-    match index {
-        Index::One(at) => {
-            let at = if at < 0 { at + len } else { at };
-            let item = usize::try_from(at).ok().and_then(|at| items.get(at));
-            let item = item.ok_or_else(|| PyIndexError::new_err("list index out of range"))?;
-            make(item).into_bound_py_any(py)
-        }
-        Index::Slice(slice) => {
-            let range = slice.indices(len)?;
-            let places = (0..range.slicelength).map(|n| (range.start + n.cast_signed() * range.step).cast_unsigned());
-            let members: PyResult<Vec<Bound<'py, PyAny>>> = places.map(|at| make(&items[at]).into_bound_py_any(py)).collect();
-            members?.into_bound_py_any(py)
-        }
+    if let Ok(slice) = index.cast::<PySlice>() {
+        let range = slice.indices(len)?;
+        let places = (0..range.slicelength).map(|n| (range.start + n.cast_signed() * range.step).cast_unsigned());
+        let members: PyResult<Vec<Bound<'py, PyAny>>> = places.map(|at| make(&items[at]).into_bound_py_any(py)).collect();
+        return members?.into_bound_py_any(py);
     }
+    let outside = || PyIndexError::new_err("list index out of range");
+    let at: isize = index.extract().map_err(|error: PyErr| if error.is_instance_of::<PyOverflowError>(py) { outside() } else { error })?;
+    let at = if at < 0 { at + len } else { at };
+    let item = usize::try_from(at).ok().and_then(|at| items.get(at)).ok_or_else(outside)?;
+    make(item).into_bound_py_any(py)
 }
 
 /// Makes a class with `__len__` and `__getitem__` a full `collections.abc.Sequence`, with that class's own iteration, search and so on.

@@ -7,7 +7,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use super::{Index, get_item, record, repr};
+use super::{get_item, record, repr};
 use crate::buffers::constant;
 use crate::digests::PyDigest;
 use crate::errors::Result;
@@ -134,8 +134,8 @@ impl Pages {
         self.0.pages().len()
     }
 
-    fn __getitem__<'py>(&self, py: Python<'py>, index: Index<'py>) -> PyResult<Bound<'py, PyAny>> {
-        get_item(py, self.0.pages(), index, Page::of)
+    fn __getitem__<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        get_item(self.0.pages(), index, Page::of)
     }
 
     fn __repr__(&self) -> String {

@@ -8,7 +8,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::{Index, get_item, repr};
+use super::{get_item, repr};
 use crate::buffers::constant;
 use crate::digests::PyDigest;
 use crate::errors::Result;
@@ -107,8 +107,8 @@ impl Entries {
         self.0.entries.len()
     }
 
-    fn __getitem__<'py>(&self, py: Python<'py>, index: Index<'py>) -> PyResult<Bound<'py, PyAny>> {
-        get_item(py, &self.0.entries, index, |entry| FsTreeEntry(entry.clone()))
+    fn __getitem__<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        get_item(&self.0.entries, index, |entry| FsTreeEntry(entry.clone()))
     }
 
     fn __repr__(&self) -> String {
