@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 from typing import TypedDict
@@ -84,8 +85,12 @@ def test_an_independent_decoder_reads_every_frame(vector: Vector, codec: str) ->
 
 def test_frames_of_an_independent_encoder_are_read(vector: Vector) -> None:
     content = content_of(vector["length"])
-    for options in ({"level": 19}, {"level": 3, "write_checksum": True}, {"level": 1, "write_content_size": False}):
-        assert _core.decode_frame(zstandard.ZstdCompressor(**options).compress(content)) == content
+    for encoder in (
+        zstandard.ZstdCompressor(level=19),
+        zstandard.ZstdCompressor(level=3, write_checksum=True),
+        zstandard.ZstdCompressor(level=1, write_content_size=False),
+    ):
+        assert _core.decode_frame(encoder.compress(content)) == content
 
 
 def test_concatenated_and_skippable_frames_are_read() -> None:
@@ -110,3 +115,15 @@ def test_a_stored_frame_of_many_blocks_streams_within_its_window() -> None:
     frame = _core.encode_frame(content_of(5 << 20), codec="store")
     decoder = zstandard.ZstdDecompressor(max_window_size=BLOCK).decompressobj()
     assert decoder.decompress(frame) == content_of(5 << 20)
+
+
+def test_the_examples_in_the_document_are_the_golden_ones() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| `([0-9a-f ]+)` \| `([0-9a-f]{64})` \|$", document, re.MULTILINE)
+    golden = {vector["length"]: vector for vector in VECTORS}
+    assert len(rows) >= 10
+    for length, frame_length, start, digest in rows:
+        vector = golden[int(length.replace(",", ""))]
+        assert int(frame_length.replace(",", "")) == vector["frame_length"]
+        assert vector["frame_start"].startswith(start.replace(" ", ""))
+        assert digest == vector["frame_sha256"]

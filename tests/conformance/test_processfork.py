@@ -21,7 +21,7 @@ EFFECTS: list[dict[str, Any]] = [
     {"tool_id": "mail", "args_hash": "not a digest", "idempotency_key": "k2", "side_effect_class": "irreversible"},
     {"tool_id": "größe", "side_effect_class": "unheard-of"},
 ]  # fmt: skip
-MESSAGES = [{"role": "user", "content": "list the files"}, {"role": "assistant", "content": 'größe, "a b", \n\u2028'}]
+MESSAGES: list[Any] = [{"role": "user", "content": "list the files"}, {"role": "assistant", "content": 'größe, "a b", \n\u2028'}]
 SIZES = [0, 1, 255, 256, 4096, 65_791, 65_792, 73_728, 131_072, 131_073, 1 << 20, (1 << 20) + 1, 20 << 20]
 
 
@@ -254,11 +254,11 @@ def test_what_the_reference_redacts_we_redact(tmp_path: Path, odd_names: Path) -
     assert ours == {"PLAIN", "PWD", "OLDPWD", "KEYBOARD", "TOKENIZER"}
 
 
-def test_the_drop_in_surface_is_complete() -> None:
+def test_the_drop_in_surface_is_complete(tmp_path: Path) -> None:
     for name in processfork.__all__:
         assert hasattr(pfimg, name), f"pfimg.{name} is missing"
     with pytest.raises(pfimg.PfimgError, match="merge"):
-        pfimg.merge(None, "a", "b")
+        pfimg.merge(pfimg.PfStore.open(tmp_path), "a", "b")
 
 
 def test_errors_are_of_the_classes_that_callers_catch(tmp_path: Path, odd_names: Path) -> None:
