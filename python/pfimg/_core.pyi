@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final, overload
+from typing import Any, ClassVar, Literal, Self, final, overload
 
 from typing_extensions import disjoint_base
 
@@ -275,7 +275,7 @@ class Store:
         level: int = 1,
         durability: str = "group",
         blobs: BlobStore | None = None,
-    ) -> Store: ...
+    ) -> Self: ...
     @property
     def root(self) -> Path: ...
     @property
@@ -373,7 +373,7 @@ class Store:
     def read_marker(self, image: str) -> Manifest:
         """The manifest in an image's marker. Errors: FormatError, IntegrityError when it does not hash to its name."""
     def put_partial(self, manifest: Manifest) -> str:
-        """Records an image of which only a part is here: a marker in `partial/` (removed by `put_manifest` once the image is whole)."""
+        """Records an image of which only a part is here; `put_manifest` makes it a visible one once it is whole."""
     def partial_images(self) -> list[str]:
         """Ids of the images of which only a part is here."""
     # for transfers
@@ -384,7 +384,7 @@ class Store:
         layers: Sequence[str] | None = None,
         ixs: Sequence[int] | None = None,
     ) -> list[str]:
-        """Digests that an image (or the chosen layers and page numbers of it) refers to, in walk order, its own id not among them."""
+        """What an image, or the chosen layers and page numbers of it, refers to, in walk order; its own id is not among it."""
     def documents(self, manifest: Manifest, *, layers: Sequence[str] | None = None) -> list[str]:
         """The layer blobs that a walk has to read: tree, page manifest, process table, model difference."""
     def blob_path(self, digest: str) -> Path | None:
