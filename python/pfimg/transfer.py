@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as clone
+from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple, Self, TypeAlias, overload
@@ -409,11 +410,12 @@ def _fetch(place: _Place, digests: Iterable[str], store: Store, meter: "_Meter")
     meter.total += len(absent)
     try:
         place.transport.fetch(absent, _Landing(store, meter))
-        lacking = next(iter(_absent(store, absent)), None)
+        lacking = _absent(store, absent)
     except BlobNotFound as error:
-        lacking = error.digest
-    if lacking is not None:
-        raise BlobNotFound(f"blob {lacking} is not in {place.ref}: the image there is incomplete, push it again", digest=lacking)
+        lacking = [error.digest or absent[0]]
+    if lacking:
+        message = f"blob {lacking[0]} is not in {place.ref}: the image there is incomplete, push it again"
+        raise BlobNotFound(message, digest=lacking[0])
 
 
 def _heal(place: _Place, digests: list[str], store: Store) -> None:
@@ -465,23 +467,23 @@ class _Landing:
         meter.advance(len(items), size)
 
 
+@dataclass(slots=True)
 class _Meter:
     """Counts what has moved, and tells whoever wants to know, about ten times a second."""
 
-    def __init__(self, phase: str, progress: ProgressCallback | None = None, total: int = 0) -> None:
-        self.phase = phase
-        self.progress = progress
-        self.total = total
-        self.done = 0
-        self.bytes = 0
-        self._next = 0.0
+    phase: str
+    progress: ProgressCallback | None = None
+    total: int = 0
+    done: int = 0
+    bytes: int = 0
+    next: float = 0.0
 
     def advance(self, items: int, size: int) -> None:
         self.done += items
         self.bytes += size
-        if self.done == self.total or time.monotonic() >= self._next:
+        if self.done == self.total or time.monotonic() >= self.next:
             self.show(self.done, self.bytes)
-            self._next = time.monotonic() + 0.1
+            self.next = time.monotonic() + 0.1
 
     def show(self, done: int, size: int) -> None:
         if self.progress is not None:

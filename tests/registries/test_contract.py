@@ -206,16 +206,16 @@ def test_the_public_key_is_not_enough_where_a_key_is_demanded(
     assert_nothing_is_visible(other)
 
 
-def test_every_changed_byte_of_manifest_or_signature_is_noticed(
+def test_a_changed_byte_of_manifest_or_signature_is_noticed(
     place: Adapter, store: pfimg.PfStore, other: pfimg.PfStore, image: str
 ) -> None:
     pfimg.push(store, image, place.ref, sign=OURS)
     manifest, signature = place.read_pair()
-    for at in range(0, len(manifest), 61):
+    for at in range(0, len(manifest), 211):
         place.write_pair(flipped(manifest, at), signature)
         with pytest.raises(pfimg.SignatureError):
             pfimg.pull(place.ref, other, trust=OURS)
-    for at in range(0, len(signature), 17):
+    for at in range(0, len(signature), 37):
         place.write_pair(manifest, flipped(signature, at))
         with pytest.raises(pfimg.SignatureError):
             pfimg.pull(place.ref, other, trust=OURS)

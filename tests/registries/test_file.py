@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -305,6 +306,22 @@ def test_a_pair_that_does_not_belong_together_is_refused_until_it_is_pushed_agai
         pfimg.pull(ref, other)
     pfimg.push(store, second, ref)
     assert pfimg.pull(ref, other).image == second
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(shutil.which("pf") is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
+def test_the_reference_does_not_see_images_that_have_only_a_name(
+    tmp_path: Path, ref: str, store: pfimg.PfStore, make_image: Callable[..., str]
+) -> None:
+    named, unnamed = make_image(0), make_image(1)
+    pull: list[str | Path] = ["pf", "--store", tmp_path / "theirs", "pull", ref]
+    pfimg.push(store, named, f"{ref}#default")
+    done = subprocess.run(pull, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "manifest" in done.stderr
+    pfimg.push(store, unnamed, ref)
+    subprocess.run(pull, check=True, capture_output=True)
+    assert [path.stem for path in (tmp_path / "theirs" / "images").iterdir()] == [unnamed.removeprefix("sha256:")]
 
 
 WRITER = """

@@ -43,8 +43,8 @@ _NAMED: Final = "pfimg/images"
 _DEFAULT: Final = "default"
 # A document escapes quotes and control characters, so that it is longer than what it holds.
 _NAMED_BYTES: Final = 2 * (MANIFEST_BYTES + SIGNATURE_BYTES)
-_REREADS: Final = 3
-_REREAD_SECONDS: Final = 0.01
+# How long to wait for a writer that is between its two renames, before each time that both files are read again.
+_REREAD_SECONDS: Final = (0.01, 0.05, 0.2)
 # What lands together: files share their syncs, frames in memory are bounded.
 _BATCH_ITEMS: Final = 4096
 _BATCH_BYTES: Final = 256 << 20
@@ -147,10 +147,10 @@ class FileTransport:
 
     def _read_unnamed(self) -> tuple[bytes, bytes | None] | None:
         found = self._read_pair()
-        for _ in range(_REREADS):
+        for seconds in _REREAD_SECONDS:
             if found is None or signing.covers(*found):
                 break
-            time.sleep(_REREAD_SECONDS)  # somebody may be between the two renames
+            time.sleep(seconds)
             found = self._read_pair()
         return found
 
