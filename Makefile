@@ -20,8 +20,10 @@ CARGO_TEST := cargo test --locked --release -p pfimg-core
 
 # rustup installs there, and a shell that was not restarted since does not know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
-# One interpreter for every cargo run, so that none of them rebuilds what another has built.
-export PYO3_PYTHON := $(abspath $(PY))
+# What maturin tells the build of pyo3: told something else, each run of cargo would build again what maturin has built.
+AS_MATURIN = PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(abspath $(PY)) PYTHON_SYS_EXECUTABLE=$(abspath $(PY)) \
+	PYO3_ENVIRONMENT_SIGNATURE=$$($(PY) -c 'import sys; print("cpython-%d.%d-64bit" % sys.version_info[:2])') \
+	PYO3_CONFIG_FILE=$$(ls "$(CURDIR)"/target/maturin/pyo3-config-*.txt | head -n 1)
 
 # Make tells in MAKE_TERMOUT whether it writes to a terminal; the output of some commands goes through tee, so that they cannot see it.
 colour := $(if $(and $(MAKE_TERMOUT),$(if $(NO_COLOR),,1)),yes,no)
@@ -55,7 +57,7 @@ lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check 
 	@$(PY) -m mypy.stubtest pfimg._core --concise
 	@$(call say,clippy and rustfmt)
 	@cargo fmt --all --check
-	@cargo clippy --locked --release --workspace --all-targets -- --deny warnings
+	@$(AS_MATURIN) cargo clippy --locked --release --workspace --all-targets -- --deny warnings
 	@$(call say,licences)
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level warn check bans licenses sources; \
 	else echo "cargo-deny is not installed (cargo install cargo-deny --locked); only the licence test of the test suite looks"; fi
@@ -89,7 +91,7 @@ $(VENV)/.build $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: pyproject
 
 $(MODULE): $(RUST_SOURCES) $(VENV)/.build | cargo-found
 	@$(call say,building the extension)
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release
+	@PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release
 	@touch $@
 
 python-found:
