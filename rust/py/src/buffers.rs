@@ -20,6 +20,7 @@ use std::slice;
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -65,7 +66,9 @@ impl fmt::Display for Name<'_> {
 
 impl Memory {
     fn of(object: &Bound<'_, PyAny>, name: Name<'_>) -> PyResult<Self> {
-        match tensor_type(object.py()) {
+        // SAFETY: The object is alive, and this thread is attached.
+        let exports = unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } != 0;
+        match (!exports).then(|| tensor_type(object.py())).flatten() {
             Some(tensor) if object.is_instance(tensor.bind(object.py()))? => Self::of_tensor(object, name),
             _ => Self::of_export(object, name),
         }
