@@ -20,7 +20,7 @@ from time import perf_counter
 
 import numpy as np
 
-from .systems import SIZES, SYSTEMS, real_pages
+from .systems import SIZES, SYSTEMS, real_pages, share
 
 TOTAL_BYTES = 128 << 20
 Rates = dict[tuple[str, str, str], list[float]]
@@ -36,7 +36,7 @@ def measure(rounds: int, base: Path) -> Rates:
             for system in SYSTEMS:
                 # A fresh directory each time; all are deleted at the end, since deleting slows down what is created next.
                 subject = system(base / f"{page_bytes}-{round_}-{system.name}")
-                batch, rows = pages[: system.most_pages], out[: system.most_pages]
+                batch, rows = share(system, pages), share(system, out)
                 start = perf_counter()
                 names = subject.store(batch)
                 stored = perf_counter()

@@ -6,6 +6,7 @@ same work. None of them waits for the disk (`durability="none"`; the reference a
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +26,8 @@ class System(Protocol):
     """One way to keep pages."""
 
     name: str
-    # A slow system gets only the first so many pages of each batch.
-    most_pages: int | None
+    # A slow system gets only the first so many bytes of each batch.
+    most_bytes: int
 
     def __init__(self, root: Path) -> None: ...
     def store(self, pages: Pages) -> Sequence[str]: ...
@@ -37,7 +38,7 @@ class Pfimg:
     """`put_many` and `get_many(out=)`."""
 
     name = "pfimg"
-    most_pages = None
+    most_bytes = sys.maxsize
 
     def __init__(self, root: Path) -> None:
         self._store = pfimg.PfStore.open(root, durability="none")
@@ -53,7 +54,7 @@ class Expert:
     """What a careful Python programmer writes: `hashlib` and `zstandard` at level 1, temporary and rename, in two threads."""
 
     name = "hashlib + zstandard"
-    most_pages = None
+    most_bytes = sys.maxsize
     threads = 2
 
     def __init__(self, root: Path) -> None:
@@ -90,7 +91,7 @@ class Reference:
     """The published package: `put_blob` and `read_blob`, one page a call (zstd level 19, on one thread)."""
 
     name = "processfork"
-    most_pages = 24
+    most_bytes = 4 << 20
 
     def __init__(self, root: Path) -> None:
         import processfork
@@ -104,6 +105,11 @@ class Reference:
     def load(self, names: Sequence[str], out: Pages) -> None:
         for name, row in zip(names, out, strict=True):
             row[:] = np.frombuffer(self._package.read_blob(self._store, name), np.uint8)
+
+
+def share(system: type[System], pages: Pages) -> Pages:
+    """The part of a batch that a system gets: whole pages, at least one."""
+    return pages[: max(1, system.most_bytes // pages.shape[1])]
 
 
 SYSTEMS: tuple[type[System], ...] = (Pfimg, Expert, Reference)

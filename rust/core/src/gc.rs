@@ -50,7 +50,18 @@ pub struct Collected {
 }
 
 /// Removes blobs that no root reaches.
+///
+/// # Errors
+/// [`Error::Store`] for an image that cannot be walked, and for the directory of a registry, whose images are none of these roots.
 pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &Monitor) -> Result<Collected> {
+    for name in layout::REGISTRY {
+        if store.root().join(name).exists() {
+            return Err(Error::Store(format!(
+                "{} is a registry ({name} is there): gc only sweeps stores, so nothing is removed",
+                store.root().display()
+            )));
+        }
+    }
     let files = store.scan()?;
     let mut total: u64 = files.iter().map(|file| file.meta.len).sum();
     let blobs = files.iter().filter(|file| file.digest.is_some()).count() as u64;

@@ -17,6 +17,9 @@ pub const DESCRIPTION: &str = "pfimg.json";
 /// Locked (flock) by whoever needs that nothing is removed meanwhile.
 pub const LOCK: &str = "lock";
 
+/// What tells a registry's directory from a store's: the unnamed image, and named ones.
+pub const REGISTRY: [&str; 2] = ["manifest.json", "pfimg"];
+
 /// The directory of blobs, below the root.
 #[must_use]
 pub fn blobs(algorithm: Algorithm) -> String {

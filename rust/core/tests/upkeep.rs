@@ -216,6 +216,19 @@ fn an_image_that_cannot_be_walked_stops_gc() {
 }
 
 #[test]
+fn a_registry_is_not_swept() {
+    for name in ["manifest.json", "pfimg"] {
+        let root = tempfile::tempdir().unwrap();
+        let (store, images) = open(root.path());
+        let digest = store.put(b"of an image that only the registry knows").unwrap();
+        fs::create_dir(root.path().join(name)).unwrap();
+        let error = gc::collect(&store, &images, &NOW, &Monitor::new()).unwrap_err();
+        assert!(error.to_string().contains("registry"), "{error}");
+        assert!(store.has(&digest).unwrap());
+    }
+}
+
+#[test]
 fn verify_names_what_is_wrong_and_whom_it_hurts() {
     let root = tempfile::tempdir().unwrap();
     let (store, images) = open(root.path());
