@@ -60,6 +60,11 @@ fn to_python(py: Python<'_>, error: Error, index: Option<usize>) -> PyErr {
     }
 }
 
+/// A class of `pfimg.errors`.
+pub fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import(intern!(py, "pfimg.errors"))?.getattr(name)
+}
+
 /// A class of `pfimg.errors` and the attributes that only some of them have.
 struct Raise {
     class: &'static str,
@@ -85,8 +90,7 @@ impl Raise {
             attributes.set_item(intern!(py, "field"), self.field)?;
             attributes.set_item(intern!(py, "offset"), self.offset)?;
             attributes.set_item(intern!(py, "limit"), self.limit)?;
-            let class = py.import(intern!(py, "pfimg.errors"))?.getattr(self.class)?;
-            class.call((message,), Some(&attributes))
+            class(py, self.class)?.call((message,), Some(&attributes))
         };
         // What goes wrong while an error is made (a broken installation) is the error then.
         build().map_or_else(|error| error, PyErr::from_value)

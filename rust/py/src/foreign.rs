@@ -7,13 +7,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffers::Buffer;
-use crate::errors::Result;
+use crate::errors::{self, Result};
 
 /// Any object with `put`, `get`, `has` and `physical_bytes`.
 ///
 /// It is called from several threads, each of which attaches to the interpreter for the call. What it gives is not trusted: bytes are hashed
-/// to their name, and so are names to their bytes. A `KeyError` from `get` means that the blob is not there; any other exception reaches the
-/// caller as it is.
+/// to their name, and so are names to their bytes. A `KeyError` from `get` means that the blob is not there, our own `IntegrityError` that it is
+/// corrupt; any other exception reaches the caller as it is.
 pub struct Foreign {
     store: Py<PyAny>,
     algorithm: Algorithm,
@@ -32,6 +32,18 @@ impl Foreign {
     fn call<T: Send>(&self, call: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> pfimg_core::Result<T> {
         Python::attach(|py| call(self.store.bind(py))).map_err(|error| Error::Foreign(Box::new(error)))
     }
+}
+
+/// What an exception from `get` says about the blob.
+fn miss(py: Python<'_>, digest: &Digest, error: PyErr) -> Error {
+    // `BlobNotFound` is one, and so is what a dictionary raises.
+    if error.is_instance_of::<PyKeyError>(py) {
+        return Error::BlobNotFound { digest: digest.to_string() };
+    }
+    if errors::class(py, "IntegrityError").is_ok_and(|class| error.is_instance(py, &class)) {
+        return Error::integrity(digest, error.value(py).to_string());
+    }
+    Error::Foreign(Box::new(error))
 }
 
 fn check(digest: &Digest, bytes: &[u8]) -> pfimg_core::Result<()> {
@@ -55,16 +67,12 @@ impl BlobStore for Foreign {
     }
 
     fn get(&self, digest: &Digest) -> pfimg_core::Result<Vec<u8>> {
-        let get = |store: &Bound<'_, PyAny>| {
-            let py = store.py();
-            match store.call_method1(intern!(py, "get"), (digest.to_string(),)) {
-                Ok(data) => Ok(Some(Buffer::of(&data, "get(digest)")?.bytes().to_vec())),
-                // `BlobNotFound` is one, and so is what a dictionary raises.
-                Err(error) if error.is_instance_of::<PyKeyError>(py) => Ok(None),
-                Err(error) => Err(error),
-            }
-        };
-        let bytes = self.call(get)?.ok_or_else(|| Error::BlobNotFound { digest: digest.to_string() })?;
+        let bytes = Python::attach(|py| {
+            let data = self.store.bind(py).call_method1(intern!(py, "get"), (digest.to_string(),));
+            let data = data.map_err(|error| miss(py, digest, error))?;
+            let buffer = Buffer::of(&data, "get(digest)").map_err(|error| Error::Foreign(Box::new(error)))?;
+            Ok::<_, Error>(buffer.bytes().to_vec())
+        })?;
         check(digest, &bytes)?;
         Ok(bytes)
     }
