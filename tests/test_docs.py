@@ -74,7 +74,8 @@ def documented() -> Iterator[tuple[str, str]]:
     for module in modules:
         yield module.__name__, module.__doc__ or ""
         for name, item in vars(module).items():
-            if getattr(item, "__module__", None) == module.__name__ or (module is _core and not name.startswith("_")):
+            own = getattr(item, "__module__", None) == module.__name__ or (module is _core and not name.startswith("_"))
+            if own and (inspect.isclass(item) or inspect.isroutine(item)):
                 yield f"{module.__name__}.{name}", inspect.getdoc(item) or ""
                 if inspect.isclass(item):
                     yield from (
