@@ -92,3 +92,17 @@ def test_examples_in_docstrings_give_what_they_show() -> None:
         runner.run(test, out=output.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(output)
     assert runner.tries > 0
+
+
+@pytest.mark.parametrize("name", sorted(pfimg.__all__))
+def test_what_is_public_is_documented(name: str) -> None:
+    """Fields are told of in the docstring of their class."""
+    item = getattr(pfimg, name)
+    if inspect.isclass(item) or inspect.isroutine(item):
+        methods = (
+            {part: value for part, value in vars(item).items() if inspect.isroutine(value) and not part.startswith("_")}
+            if inspect.isclass(item)
+            else {}
+        )
+        assert inspect.getdoc(item)
+        assert [part for part, method in methods.items() if not inspect.getdoc(method)] == []
