@@ -19,6 +19,12 @@ pub enum Error {
         /// The name that was asked for.
         digest: String,
     },
+    /// No pin of that name is in the store.
+    #[error("pin {name:?} is not in the store")]
+    PinNotFound {
+        /// The name that was asked for.
+        name: String,
+    },
     /// Bytes do not hash to their name.
     #[error("blob {digest} is corrupt: {reason}")]
     Integrity {
@@ -103,6 +109,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BlobNotFound { .. } => "blob_not_found",
+            Self::PinNotFound { .. } => "pin_not_found",
             Self::Integrity { .. } => "integrity",
             Self::Format { .. } => "format",
             Self::Limit { .. } => "limit",

@@ -140,10 +140,10 @@ impl Images {
     /// Forgets a pin.
     ///
     /// # Errors
-    /// [`Error::BlobNotFound`] naming the pin when there is none of that name.
+    /// [`Error::PinNotFound`] when there is none of that name.
     pub fn unpin(&self, name: &str) -> Result<()> {
         check_pin_name(name)?;
-        if self.remove_file(layout::PINS, name)? { Ok(()) } else { Err(Error::BlobNotFound { digest: format!("pin {name:?}") }) }
+        if self.remove_file(layout::PINS, name)? { Ok(()) } else { Err(Error::PinNotFound { name: name.to_owned() }) }
     }
 
     /// All pins.

@@ -46,6 +46,7 @@ fn to_python(py: Python<'_>, error: Error, index: Option<usize>) -> PyErr {
     match error {
         Error::At { index: at, source } => to_python(py, *source, index.or(Some(at))),
         Error::BlobNotFound { digest } => Raise { digest: Some(digest), ..Raise::new("BlobNotFound") }.error(py, message, code, index),
+        Error::PinNotFound { .. } => Raise::new("BlobNotFound").error(py, message, code, index),
         Error::Integrity { digest, path, .. } => Raise { digest: Some(digest), path, ..Raise::new("IntegrityError") }.error(py, message, code, index),
         Error::Format { field, offset, .. } => Raise { field, offset, ..Raise::new("FormatError") }.error(py, message, code, index),
         Error::Limit { limit, .. } => Raise { limit: Some(limit), ..Raise::new("LimitExceeded") }.error(py, message, code, index),
