@@ -66,11 +66,11 @@ impl Encoding {
     /// A checked pair.
     ///
     /// # Errors
-    /// [`Error::Format`] for a level that zstd does not have.
+    /// [`Error::Format`] for a level outside of 1 and zstd's highest.
     pub fn new(codec: Codec, level: i32) -> Result<Self> {
-        let levels = zstd::compression_level_range();
-        if !levels.contains(&level) {
-            return Err(Error::format("level", format!("{level} is not within {} and {}", levels.start(), levels.end())));
+        let highest = *zstd::compression_level_range().end();
+        if !(1..=highest).contains(&level) {
+            return Err(Error::format("level", format!("{level} is not within 1 and {highest}")));
         }
         Ok(Self { codec, level })
     }

@@ -65,12 +65,21 @@ impl NewPages<'_> {
         let pages = k.iter().zip(v).zip(self.first_ix..).map(|((k, v), ix)| Page { ix, k: *k, v: *v }).collect();
         match self.base {
             Some(base) => {
+                check_layout(base)?;
                 check_geometry(base.meta(), &self.meta)?;
                 base.extended(pages, self.logical_seqs.clone())
             }
             None => PageManifest::new(self.meta, pages, self.logical_seqs.clone()),
         }
     }
+}
+
+/// Fails for pages whose bytes mean something that is not known.
+fn check_layout(manifest: &PageManifest) -> pfimg_core::Result<()> {
+    if manifest.layout() == LAYOUT {
+        return Ok(());
+    }
+    Err(Error::field(WHAT, "layout", format!("layout {:?} is not known; {LAYOUT:?} is", manifest.layout())))
 }
 
 /// Fails, naming the field, when two geometries differ.
@@ -127,9 +136,7 @@ impl Wanted<'_> {
         out_k: Option<&Bound<'py, PyAny>>,
         out_v: Option<&Bound<'py, PyAny>>,
     ) -> Result<Bound<'py, PyAny>> {
-        if self.manifest.layout() != LAYOUT {
-            return Err(Error::field(WHAT, "layout", format!("pages of layout {:?} cannot be read; {LAYOUT:?} can", self.manifest.layout())).into());
-        }
+        check_layout(self.manifest)?;
         if let Some(expect) = &self.expect {
             check_geometry(self.manifest.meta(), expect)?;
         }
