@@ -1,6 +1,7 @@
 """Single blobs: files that other decoders read, options, damage and healing, many writers, pins.
 
-Batches are in test_batches.py, other blob stores in test_blobs_elsewhere.py. Oracles: hashlib, blake3 and zstandard, which also write and read the files themselves.
+Batches are in test_batches.py, other blob stores in test_blobs_elsewhere.py. Oracles: hashlib, blake3, and zstandard, which also
+writes and reads the files themselves.
 """
 
 import argparse

@@ -34,14 +34,16 @@ class Mapped(dict[str, bytes]):
         return sum(map(len, self.values()))
 
 
-@pytest.mark.parametrize("kind", ["memory", "python", "directory"])
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda _: pfimg.MemoryStore(),
+    "python": lambda _: Mapped(),
+    "directory": lambda path: pfimg.PfStore.open(path / "other"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_blobs_elsewhere_are_used_like_blobs_here(tmp_path: Path, kind: str) -> None:
-    kinds: dict[str, Callable[[], Any]] = {
-        "memory": pfimg.MemoryStore,
-        "python": Mapped,
-        "directory": lambda: pfimg.PfStore.open(tmp_path / "other"),
-    }
-    blobs = kinds[kind]()
+    blobs = KINDS[kind](tmp_path)
     store = pfimg.PfStore.with_blobstore(tmp_path / "images", blobs)
     a, b = store.put(b"aaaa"), name_of(b"bbbb")
     assert store.put_many([b"not looked at", b"bbbb"], digests=[a, b]) == [a, b]
