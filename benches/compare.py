@@ -2,8 +2,8 @@
 
     python -m benches.compare [--rounds N] [--json FILE]
 
-A figure is the median over the rounds; a ratio is the median of the ratios within each round, so that whatever else the machine does hurts
-both sides alike.
+A figure is the median over the rounds; a ratio is the median of the ratios within each round, so that whatever else the
+machine does hurts both sides alike.
 """
 
 import argparse
@@ -57,8 +57,9 @@ def measure(rounds: int, base: Path) -> Rates:
 def table(rates: Rates) -> str:
     """The medians and ratios in Markdown."""
     ours, *others = (system.name for system in SYSTEMS)
+    titles = ["page size", "call", *(f"{name} GB/s" for name in (ours, *others)), *(f"× {name}" for name in others)]
     lines = [
-        "| page size | call | " + " | ".join(f"{name} GB/s" for name in (ours, *others)) + " | " + " | ".join(f"× {name}" for name in others) + " |",
+        "| " + " | ".join(titles) + " |",
         "|---|---|" + "---:|" * (1 + 2 * len(others)),
     ]
     for size in SIZES:
@@ -82,8 +83,9 @@ def main() -> None:
         rates = measure(options.rounds, base)
     finally:
         rmtree(base)
-    model = next((line.split(": ")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    print(f"{os.cpu_count()} cores, {model or platform.processor()}, {platform.system()}, Python {platform.python_version()}, in {base.parent}\n")
+    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = cpus[0].split(": ")[1].strip() if cpus else platform.processor()
+    print(f"{os.cpu_count()} cores, {model}, {platform.system()}, Python {platform.python_version()}, in {base.parent}\n")
     print(table(rates))
     if options.json:
         rows = [{"size": size, "system": name, "call": call, "gb_per_s": values} for (size, name, call), values in rates.items()]

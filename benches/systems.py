@@ -1,7 +1,8 @@
 """What is measured beside what: each system stores a batch of pages and loads it back into a buffer.
 
-Every system keeps one zstd file a page in a directory of its own, under the page's SHA-256, and verifies what it loads, so that all do the
-same work. None of them waits for the disk (`durability="none"`; the reference always syncs, which costs nothing on tmpfs).
+Every system keeps one zstd file a page in a directory of its own, under the page's SHA-256, and verifies what it loads, so that
+all do the same work. None of them waits for the disk (`durability="none"`; the reference always syncs, which costs nothing on
+tmpfs).
 """
 
 import hashlib

@@ -18,7 +18,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 
 
 def work(root: str, scratch: str, seed: int) -> None:
-    """Makes images of overlapping content, reads them back, drops some, collects garbage without any grace; fails on any surprise."""
+    """Makes images of overlapping content, reads them back, drops some, collects without any grace; fails on any surprise."""
     chance = random.Random(seed)
     store = pfimg.PfStore.open(root, durability="none")
     for round_ in range(ROUNDS):
@@ -31,7 +31,8 @@ def work(root: str, scratch: str, seed: int) -> None:
         target = Path(scratch) / f"target-{seed}-{round_}"
         # Nobody else knows this image, so nobody removes it: it must be whole, whatever the others collect.
         pfimg.checkout(store, image, target)
-        assert {path.name: path.read_bytes() for path in source.iterdir()} == {path.name: path.read_bytes() for path in target.iterdir()}
+        before, after = ({path.name: path.read_bytes() for path in directory.iterdir()} for directory in (source, target))
+        assert before == after
         pfimg.push(store, image, f"file://{scratch}/registry-{seed}")
         if chance.random() < 0.6:
             store.remove_image(image)

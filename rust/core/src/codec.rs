@@ -77,7 +77,7 @@ impl Encoding {
 
     /// Encodes a blob.
     #[must_use]
-    pub fn encode<'a>(self, content: &'a [u8]) -> Frame<'a> {
+    pub fn encode(self, content: &[u8]) -> Frame<'_> {
         if self.compresses(content, content.len() as u64) { Frame::Compressed(compress(content, self.level)) } else { Frame::stored(content) }
     }
 

@@ -197,12 +197,10 @@ impl Marks {
             return Ok(());
         }
         let bytes = store.get(digest)?;
-        match Manifest::parse(&bytes) {
-            Ok(manifest) => self.partial(store, &manifest, digest),
-            Err(_) => {
-                self.reached.extend(walk::children(&bytes)?);
-                Ok(())
-            }
+        if let Ok(manifest) = Manifest::parse(&bytes) {
+            return self.partial(store, &manifest, digest);
         }
+        self.reached.extend(walk::children(&bytes)?);
+        Ok(())
     }
 }
