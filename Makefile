@@ -65,6 +65,7 @@ lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check 
 
 bench: $(MODULE) $(VENV)/.bench ## Measure against the peers, on real pages
 	@$(PY) -m pytest benches --benchmark-only --benchmark-sort=fullname $(PYTEST_ARGS)
+	@$(PY) -m benches.compare
 
 fmt: $(VENV)/.lint cargo-found ## Format Python and Rust
 	@$(VENV)/bin/ruff format --quiet .

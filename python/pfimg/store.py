@@ -48,19 +48,18 @@ class PfStore(Store):
         Args:
             path: The directory; a leading `~` stands for the home directory.
             digest: Algorithm of a new store, `sha256` or `blake3`; an existing store must have it. None: what the store says,
-            sha256 when new.
-            codec: How blobs are encoded: `auto` (compressed where that saves at least 30 %), `zstd` (always), `store` (never),
-            `float` (bf16
-                planes apart: smaller, but unknown to the reference). All can be read whatever it is.
+                sha256 when new.
+            codec: How blobs are encoded: `auto` (compressed where that saves at least 30 %), `zstd` (always) or `store`
+                (never). All can be read whatever it is.
             level: Compression level of zstd, 1 to 22.
-            durability: What a put has reached when it returns: `none` (the page cache), `group` (the disk, synchronised once per
-            batch), `each`
-                (the disk, blob by blob).
+            durability: What a put has reached when it returns: `none` (the page cache), `group` (the disk, synchronised once
+                per batch) or `each` (the disk, blob by blob).
 
         Raises:
             FormatError: The store has another digest algorithm, or a version or feature that is not known; or an option is none
-            of those above.
-            StoreOSError: The directory cannot be made or read. It is the system's error too: `except PermissionError` catches it.
+                of those above.
+            StoreOSError: The directory cannot be made or read. It is the system's error too: `except PermissionError` catches
+                it.
         """
         try:
             return PfStore(Path(path).expanduser(), digest=digest, codec=codec, level=level, durability=durability)
