@@ -92,18 +92,21 @@ def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path, durability
         assert len(list(store.images())) >= 1 + kill
 
 
-def test_a_forked_child_has_a_pool_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("durability", ["none", "group", "each"])
+def test_a_forked_child_has_a_pool_of_its_own(tmp_path: Path, durability: str) -> None:
     program = f"""
 import os, pfimg
-store = pfimg.PfStore.open({str(tmp_path / "store")!r}, durability="none")
+store = pfimg.PfStore.open({str(tmp_path / "store")!r}, durability={durability!r})
+store.put(b"alone, before the fork")
 pages = [bytes([n]) * 100_000 for n in range(40)]
 digests = store.put_many(pages)
 child = os.fork()
 if child == 0:
+    store.put(b"alone, after the fork")
     ok = store.get_many(digests) == pages and len(set(store.put_many([page + b"child" for page in pages]))) == 40
     os._exit(0 if ok else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert store.get_many(digests) == pages
-assert store.stats().blobs == 80
+assert store.stats().blobs == 82
 """
     subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", program], check=True)

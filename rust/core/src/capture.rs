@@ -24,7 +24,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::io::tree::open_file;
 use crate::limits;
-use crate::pool::Monitor;
+use crate::pool::{self, Monitor};
 use crate::store::BlobStore;
 use crate::tree::{Entry, FsTree, Kind};
 
@@ -67,6 +67,10 @@ pub struct Captured {
 /// that are not UTF-8 or hold a backslash, and for an ignore line that has no meaning; [`Error::Limit`]; those of the store. Blobs may have
 /// been stored.
 pub fn put_tree(store: &dyn BlobStore, root: &Path, options: &CaptureOptions, monitor: &Monitor) -> Result<Captured> {
+    pool::install(|| capture(store, root, options, monitor))
+}
+
+fn capture(store: &dyn BlobStore, root: &Path, options: &CaptureOptions, monitor: &Monitor) -> Result<Captured> {
     let (found, warnings) = list::list(root, &Ignore::new(options)?, monitor)?;
     let mut entries = Vec::with_capacity(found.len());
     let (mut small, mut large) = (Vec::new(), Vec::new());

@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use self::staging::Staging;
 use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
-use crate::pool::Monitor;
+use crate::pool::{self, Monitor};
 use crate::store::BlobStore;
 use crate::tree::{Entry, FsTree, Kind, entry_name};
 use crate::{limits, path};
@@ -48,11 +48,15 @@ pub struct RestoreOptions {
 /// hostile or malformed tree and for a blob that has not the recorded size, naming the entry; those of the store. The target does not exist
 /// then, nor do directories above it that were made for it.
 pub fn restore_tree(store: &dyn BlobStore, digest: &Digest, target: &Path, options: &RestoreOptions, monitor: &Monitor) -> Result<Vec<String>> {
+    pool::install(|| restore(store, digest, target, *options, monitor))
+}
+
+fn restore(store: &dyn BlobStore, digest: &Digest, target: &Path, options: RestoreOptions, monitor: &Monitor) -> Result<Vec<String>> {
     // Without a trailing slash, which would follow a link of that name.
     let target: &Path = &target.components().collect::<PathBuf>();
     staging::check_free(target)?;
     let tree = FsTree::parse(&store.get(digest)?)?;
-    let plan = Plan::new(&tree, *options)?;
+    let plan = Plan::new(&tree, options)?;
     monitor.expect((plan.files.len() + plan.links.len()) as u64);
     let staging = Staging::new(target)?;
     let site = Site { built: staging.path(), target };

@@ -39,9 +39,8 @@ pub const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
 const TASK_BLOBS: usize = 16;
 /// Content bytes after which a group is synced and becomes visible.
 const GROUP_BYTES: usize = 1 << 30;
-/// From this many files on, one sync of the file system is cheaper than one of each file.
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux has syncfs"))]
-const SYNC_FILE_SYSTEM_FROM: usize = 8;
+/// From this many files on, one sync of the file system is cheaper than one of each file, and the pool is worth the way to it.
+const MANY_FILES: usize = 8;
 
 /// What a put waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,21 +257,20 @@ impl DirStore {
         if self.options.durability != Durability::Group || group.is_empty() {
             return Ok(());
         }
-        let digests: Vec<Digest> = group.iter().map(|(digest, _)| *digest).collect();
-        let mut shards: Vec<Digest> = digests.clone();
+        let mut shards: Vec<Digest> = group.iter().map(|(digest, _)| *digest).collect();
         shards.sort_unstable_by_key(|digest| digest.bytes()[0]);
         shards.dedup_by_key(|digest| digest.bytes()[0]);
-        let whole = |from: usize, n: usize| Ok(n >= from && io::sync_file_system(&self.blobs).map_err(Error::io("sync", &self.root))?);
+        let whole = |n: usize| Ok(n >= MANY_FILES && io::sync_file_system(&self.blobs).map_err(Error::io("sync", &self.root))?);
 
-        if !whole(SYNC_FILE_SYSTEM_FROM, group.len())? {
-            group.par_iter().try_for_each(|(digest, put)| match put {
+        if !whole(group.len())? {
+            for_each(group.iter().collect(), |(digest, put)| match put {
                 Put::Found => self.sync_blob(digest),
                 Put::Written(temporary) => temporary.sync().map_err(|error| Error::io("sync", self.blob_path(digest))(error)),
             })?;
         }
-        group.into_par_iter().try_for_each(|(digest, put)| self.place(&digest, put))?;
-        if !whole(SYNC_FILE_SYSTEM_FROM, shards.len())? {
-            shards.par_iter().try_for_each(|digest| self.sync_shard(digest))?;
+        for_each(group, |(digest, put)| self.place(&digest, put))?;
+        if !whole(shards.len())? {
+            for_each(shards, |digest| self.sync_shard(&digest))?;
         }
         Ok(())
     }
@@ -319,6 +317,11 @@ impl DirStore {
             Ok(digests)
         })
     }
+}
+
+/// Handles a few files here, and many on the pool.
+fn for_each<T: Send>(items: Vec<T>, work: impl Fn(T) -> Result<()> + Send + Sync) -> Result<()> {
+    if items.len() < MANY_FILES { items.into_iter().try_for_each(work) } else { pool::install(|| items.into_par_iter().try_for_each(work)) }
 }
 
 /// Cuts a batch into groups of bounded size.
