@@ -146,10 +146,10 @@ pub fn read_exact_vectored(mut file: &File, mut slices: &mut [IoSliceMut<'_>]) -
     Ok(())
 }
 
-/// A suffix that no other temporary of this machine has.
-fn unique() -> String {
+/// Two numbers that no other call in this process gets, nor one in another process that sees the same numbers of processes.
+pub(crate) fn unique() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    format!(".tmp.{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    format!("{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Whether a file name is that of a temporary, ours or the reference's.
@@ -170,10 +170,16 @@ pub struct Temporary<'a> {
 impl<'a> Temporary<'a> {
     /// Makes a new file beside `name`.
     pub fn create(dir: BorrowedFd<'a>, name: &str) -> io::Result<(Self, File)> {
-        let name = name.to_owned() + &unique();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::openat(dir, &*name, flags, Mode::from_raw_mode(0o644))?);
-        Ok((Self { dir, name, placed: false }, file))
+        loop {
+            let name = format!("{name}.tmp.{}", unique());
+            match rustix::fs::openat(dir, &*name, flags, Mode::from_raw_mode(0o644)) {
+                Ok(file) => return Ok((Self { dir, name, placed: false }, File::from(file))),
+                // Of a process with the same number: one that died, or one in another container.
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Waits until its data is on stable storage.
@@ -227,8 +233,24 @@ mod tests {
     }
 
     #[test]
+    fn leftovers_of_another_process_of_the_same_number_are_stepped_over() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = open_dir(root.path()).unwrap();
+        let (first, _) = Temporary::create(dir.as_fd(), "a").unwrap();
+        let n: u64 = first.name.rsplit('.').next().unwrap().parse().unwrap();
+        // Other tests count on meanwhile, so that more names are taken than the next one.
+        for taken in n + 1..n + 1000 {
+            std::fs::write(root.path().join(format!("a.tmp.{}.{taken}", std::process::id())), b"left").unwrap();
+        }
+        let (second, _) = Temporary::create(dir.as_fd(), "a").unwrap();
+        assert!(second.name.rsplit('.').next().unwrap().parse::<u64>().unwrap() > n);
+        drop((first, second));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 999);
+    }
+
+    #[test]
     fn temporaries_are_known_by_name() {
-        assert!(is_temporary(&format!("ab{}", unique())) && is_temporary("00.tmp.17.0"));
+        assert!(is_temporary(&format!("ab.tmp.{}", unique())) && is_temporary("00.tmp.17.0"));
         for name in ["ab.zst", "a.tmp", "a.tmp.1", "a.tmp.x.1", "a.tmp.1.", "tmp.1.1.zst"] {
             assert!(!is_temporary(name), "{name}");
         }

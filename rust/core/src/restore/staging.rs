@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::io::tree::rename_dir_new;
@@ -89,12 +88,11 @@ fn make_leading(parent: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
 
 /// Makes a directory of a new name beside `name`, for this user only.
 fn make_private(parent: &Path, name: &OsStr) -> io::Result<PathBuf> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = &name.as_bytes()[..name.len().min(NAME_BYTES)];
     loop {
         let mut private = OsString::from(".");
         private.push(OsStr::from_bytes(name));
-        private.push(format!(".pfimg.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        private.push(format!(".pfimg.{}", crate::io::unique()));
         let path = parent.join(private);
         match DirBuilder::new().mode(0o700).create(&path) {
             // Left by a killed process that had the same id.

@@ -82,7 +82,7 @@ impl DirStore {
             let dir = self.root.join(layout::QUARANTINE);
             std::fs::create_dir_all(&dir)?;
             let dir = io::open_dir(&dir)?;
-            let (name, away) = (layout::blob(digest), format!("{}.{}", digest.hex(), unique()));
+            let (name, away) = (layout::blob(digest), format!("{}.{}", digest.hex(), io::unique()));
             io::rename_at(&self.blobs, &name, &dir, &away)?;
             let content = hash_content(io::open_at(&dir, &away)?, digest.algorithm(), &mut |_| Ok(()));
             if content.is_ok_and(|(found, _)| found == *digest) {
@@ -102,12 +102,6 @@ impl DirStore {
         }
         Error::Integrity { digest: digest.to_string(), reason: reason.to_owned(), path: Some(path) }
     }
-}
-
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    format!("{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 pub(super) fn undecodable(reason: &str) -> String {
