@@ -11,10 +11,9 @@ use std::time::Duration;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::images::Images;
-use crate::manifest::Manifest;
 use crate::pool::Monitor;
 use crate::store::{BlobFile, BlobStore, DirStore, GRACE, Hold};
-use crate::{io, layout, limits, walk};
+use crate::{io, layout, walk};
 
 /// Files removed between two looks at the lock.
 const SWEEP_FILES: usize = 256;
@@ -146,12 +145,13 @@ impl Marks {
         }
         for image in images.partial(algorithm)? {
             if self.roots.insert(image) {
-                self.partial(store, &images.get(store, &image)?, &image)?;
+                self.reached.insert(image);
+                self.reached.extend(walk::present(&images.get(store, &image)?, store)?);
             }
         }
         for digest in images.pins()?.into_values() {
             if self.roots.insert(digest) {
-                self.pin(store, &digest)?;
+                self.reached.extend(walk::pinned(&digest, store)?);
             }
         }
         Ok(())
@@ -174,33 +174,5 @@ impl Marks {
                 Err(Error::Store(format!("image {image} cannot be walked, so nothing is removed: {error}; verify it, pull it again or remove it")))
             }
         }
-    }
-
-    /// Of a partial image, what is here.
-    fn partial(&mut self, store: &DirStore, manifest: &Manifest, image: &Digest) -> Result<()> {
-        self.reached.insert(*image);
-        self.reached.extend(walk::manifest_blob_digests(manifest));
-        for document in walk::documents(manifest, &walk::Selection::all()) {
-            if store.has(document.digest())? {
-                self.reached.extend(document.children(store)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn pin(&mut self, store: &DirStore, digest: &Digest) -> Result<()> {
-        self.reached.insert(*digest);
-        if digest.algorithm() != store.algorithm()
-            || !store.has(digest)?
-            || store.open_blob(digest)?.len().is_none_or(|len| len > limits::DOCUMENT_BYTES)
-        {
-            return Ok(());
-        }
-        let bytes = store.get(digest)?;
-        if let Ok(manifest) = Manifest::parse(&bytes) {
-            return self.partial(store, &manifest, digest);
-        }
-        self.reached.extend(walk::children(&bytes)?);
-        Ok(())
     }
 }

@@ -37,7 +37,7 @@ pub struct Verification {
     pub corrupt: Vec<Finding>,
     /// Blobs that an image needs and that are not there; corrupt ones are not repeated here.
     pub missing: Vec<Finding>,
-    /// Sound blobs that no image reaches: what gc may take.
+    /// Sound blobs that no image and no pin reaches: what gc may take.
     pub unreachable: Vec<Finding>,
     /// Files that do not belong in a store.
     pub foreign: Vec<Finding>,
@@ -131,10 +131,13 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
             }
         }
     }
-    let pinned: HashSet<Digest> = images.pins()?.into_values().collect();
+    for digest in images.pins()?.into_values() {
+        // One that is damaged or malformed is a root all the same.
+        reached.extend(walk::pinned(&digest, store).unwrap_or_else(|_| vec![digest]));
+    }
     report.unreachable = sound
         .iter()
-        .filter(|digest| !reached.contains(digest) && !pinned.contains(digest))
+        .filter(|digest| !reached.contains(digest))
         .map(|digest| Finding { digest: Some(*digest), path: store.blob_path(digest), images: Vec::new() })
         .collect();
     report.corrupt = corrupt.into_values().chain(bad_markers).collect();

@@ -197,8 +197,34 @@ fn chosen_pages(listed: Vec<pages::Page>, ixs: &[u64]) -> Result<Vec<Digest>> {
     }
 }
 
+/// What a part of an image refers to, as far as the documents that tell it are here.
+pub fn present(manifest: &Manifest, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
+    let mut found = Found::default();
+    found.extend(layers(manifest, &Selection::all()));
+    for document in documents(manifest, &Selection::all()) {
+        if blobs.has(document.digest())? {
+            found.extend(document.children(blobs)?);
+        }
+    }
+    Ok(found.order)
+}
+
+/// A pinned blob and, where it is an image, a tree or another document, what it refers to as far as that is here.
+pub fn pinned(digest: &Digest, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
+    let mut found = Found::default();
+    found.extend(vec![*digest]);
+    if digest.algorithm() == blobs.algorithm() && blobs.has(digest)? {
+        let bytes = read(blobs, digest)?;
+        match Manifest::parse(&bytes) {
+            Ok(manifest) => found.extend(present(&manifest, blobs)?),
+            Err(_) => found.extend(children(&bytes)?),
+        }
+    }
+    Ok(found.order)
+}
+
 /// What a blob refers to when its place is not known, for roots that name it directly.
-pub fn children(bytes: &[u8]) -> Result<Vec<Digest>> {
+fn children(bytes: &[u8]) -> Result<Vec<Digest>> {
     let mut found = Found::default();
     found.extend(tree_children(bytes)?);
     found.extend(page_children(pages::listed(bytes)?.unwrap_or_default()));

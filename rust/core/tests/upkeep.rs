@@ -148,6 +148,7 @@ fn gc_takes_what_no_root_reaches_and_is_old_enough() {
     assert_eq!(collect(&store, &images, &default), told);
     assert!(!store.has(&stray).unwrap());
     assert_eq!(collect(&store, &images, &NOW).freed, 0);
+    assert!(check(&store, &images).unreachable.is_empty(), "what pins keep is reached");
     images.unpin("image").unwrap();
     // b's manifest, tree, file, page manifest and K page; the rest is shared with a.
     assert_eq!(collect(&store, &images, &NOW).freed, 5);
