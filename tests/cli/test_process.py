@@ -118,9 +118,10 @@ def test_a_closed_pipe_is_silent(process: Start, image: str) -> None:
         os.close(writer)
 
 
-def test_a_full_disk_behind_stdout_is_an_error(process: Start, image: str) -> None:
+@pytest.mark.parametrize("locale", ["C.UTF-8", "POSIX"])
+def test_a_full_disk_behind_stdout_is_an_error(process: Start, image: str, locale: str) -> None:
     with Path("/dev/full").open("w") as full:
-        running = process("show", image, stdout=full)
+        running = process("show", image, stdout=full, env={**os.environ, "LC_ALL": locale})
         _, err = running.communicate(timeout=60)
     assert running.returncode == 1
     assert len(err.splitlines()) == 1

@@ -68,8 +68,7 @@ def run(args: Sequence[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except BrokenPipeError:
-        # Whoever reads has seen enough. What is still buffered must not fail again at the end of the interpreter.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever reads has seen enough
         return Exit.PIPE_CLOSED
     except KeyboardInterrupt:
         note("pfimg: interrupted")
@@ -79,8 +78,17 @@ def run(args: Sequence[str]) -> int:
             traceback.print_exception(error)
         if line := line_of(error):
             note(f"pfimg: error: {line}")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return code_of(error)
     return Exit.DONE
+
+
+def _drop_output() -> None:
+    """Forgets what stdout could not write: it would fail again at the end of the interpreter, which makes that the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
