@@ -65,7 +65,7 @@ def snapshot(
 
     Args:
         store: Where to; it holds the pages of `cache` already.
-        agent: Who it is an image of: a kind, such as `claude-code`, or a full AgentInfo.
+        agent: Who it is an image of: a kind, such as `my-agent`, or a full AgentInfo.
         fs_root: The directory to capture; None for an empty one.
         cache: KV pages, as `store.put_pages` returned them.
         env: Environment variables to record; nothing is taken from the process's own. Values of names that look like secrets are

@@ -159,7 +159,7 @@ def make_image(tmp_path: Path, store: pfimg.PfStore) -> Callable[..., str]:
         v = [bytes([100 + ix]) * META.page_bytes for ix in range(pages)]
         cache = store.put_pages(META, k=k, v=v)
         messages = [{"role": "user", "content": "hi"}]
-        return pfimg.snapshot(store, agent="tester", fs_root=root, cwd="/work", cache=cache, messages=messages, parents=parents)
+        return pfimg.snapshot(store, agent="tester", fs_root=root, cwd="/srv", cache=cache, messages=messages, parents=parents)
 
     return make
 

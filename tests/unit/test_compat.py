@@ -26,7 +26,7 @@ def test_the_quick_start_of_the_original_runs(tmp_path: Path, sandbox: str) -> N
     store = processfork.PfStore.open(str(tmp_path / "store"))
     cid = processfork.snapshot_filesystem(
         store,
-        agent_kind="claude-code",
+        agent_kind="my-agent",
         fs_root=sandbox,
         env={"PWD": sandbox},
         messages=[{"role": "user", "content": "hi"}],
@@ -34,7 +34,7 @@ def test_the_quick_start_of_the_original_runs(tmp_path: Path, sandbox: str) -> N
     processfork.checkout_filesystem(store, cid, str(tmp_path / "no" / "such" / "parent"))
     assert (tmp_path / "no" / "such" / "parent" / "a.txt").read_text() == "alpha"
     manifest = processfork.read_manifest(store, cid)
-    assert manifest["agent"] == {"kind": "claude-code", "version": pfimg.__version__, "fingerprint": "pfimg"}
+    assert manifest["agent"] == {"kind": "my-agent", "version": pfimg.__version__, "fingerprint": "pfimg"}
     assert manifest["parents"] == []
     assert json.loads(processfork.read_blob(store, manifest["world"]["env"])) == {
         "cwd": sandbox,

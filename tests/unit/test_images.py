@@ -80,8 +80,8 @@ def test_the_environment_is_scrubbed_and_the_directory_recorded(store: pfimg.PfS
     document = json.loads(layer(store, image, "world.env"))
     assert document["vars"] == {"HF_TOKEN": "<redacted>", "HOME": "/h", "MINE": "<redacted>"}
     assert document["cwd"] == str(sandbox)
-    plain = pfimg.snapshot(store, agent="tester", fs_root=sandbox, env=env, cwd="/work", default_scrub_env=False)
-    assert json.loads(layer(store, plain, "world.env")) == {"cwd": "/work", "kind": "env.v1", "vars": env}
+    plain = pfimg.snapshot(store, agent="tester", fs_root=sandbox, env=env, cwd="/srv", default_scrub_env=False)
+    assert json.loads(layer(store, plain, "world.env")) == {"cwd": "/srv", "kind": "env.v1", "vars": env}
 
 
 def test_effects_are_chained(store: pfimg.PfStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--agent", metavar="KIND", required=True, help="What kind of agent this is, such as claude-code.")
+@click.option("--agent", metavar="KIND", required=True, help="What kind of agent this is, such as my-agent.")
 @click.option("--agent-version", metavar="TEXT", default="", help="Its version.")
 @click.option(
     "--parent",
