@@ -7,6 +7,10 @@
 //!
 //! This file is the only one that names zstd. Limits: windows up to 128 MiB ([`limits::ZSTD_WINDOW_LOG`]) when decoding by streaming.
 
+mod stored;
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::str::FromStr;
@@ -17,17 +21,13 @@ use zstd::zstd_safe::{self, CParameter, DParameter, ResetDirective};
 use crate::error::{Error, Result};
 use crate::limits;
 
+pub use stored::{Found, read_stored, stored_len, write_stored};
+use stored::{SINGLE_SEGMENT_BYTES, WINDOW_LOG};
+
 /// Raw blocks of a stored frame have this size (the last may be shorter). It is zstd's maximum.
 pub const BLOCK_BYTES: usize = 128 << 10;
-/// Contents above this size get a window of [`BLOCK_BYTES`] instead of one as large as the content, which decoders would have to allocate.
-const SINGLE_SEGMENT_BYTES: u64 = 1 << 20;
-const WINDOW_LOG: u32 = 17;
-/// The same in a frame header: exponent in the upper five bits, counted from 2^10.
-const WINDOW_BYTE: u8 = 7 << 3;
-const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Magic, descriptor, window byte, eight bytes of size.
 pub const FRAME_HEADER_MAX: usize = 14;
-const BLOCK_HEADER: usize = 3;
 
 /// When to compress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Encoding {
     /// Encodes a blob.
     #[must_use]
     pub fn encode(self, content: &[u8]) -> Frame<'_> {
-        if self.compresses(content, content.len() as u64) { Frame::Compressed(compress(content, self.level)) } else { Frame::stored(content) }
+        if self.compresses(content, content.len() as u64) { Frame::Compressed(compress(content, self.level)) } else { Frame::Stored(content) }
     }
 
     /// Encodes a blob of `len` bytes as it is read, without holding it: `each` sees every piece of content first, in order. Returns whether
@@ -120,15 +120,10 @@ impl Encoding {
             }
             encoder.finish()?;
         } else {
-            let header = FrameHeader::new(len);
-            writer.write_all(header.bytes())?;
             let mut written = 0;
             loop {
-                for block in blocks(&piece[..n]) {
-                    written += block.len() as u64;
-                    writer.write_all(&block_header(block.len(), written == len))?;
-                    writer.write_all(block)?;
-                }
+                write_stored(len, written, &piece[..n], |slices| slices.iter().try_for_each(|slice| writer.write_all(slice)))?;
+                written += n as u64;
                 if written == len {
                     break;
                 }
@@ -145,12 +140,6 @@ impl Encoding {
             Codec::Store => false,
         }
     }
-}
-
-/// The blocks of a content; an empty content has one empty block.
-fn blocks(content: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let empty = content.is_empty().then_some(content);
-    content.chunks(BLOCK_BYTES).chain(empty)
 }
 
 /// Whether zstd saves at least 30 % of a few pieces taken from all over the content.
@@ -193,174 +182,57 @@ fn compress(content: &[u8], level: i32) -> Vec<u8> {
     out
 }
 
-/// Start of a stored frame: magic, descriptor, window or none, content size in the fewest bytes.
-#[derive(Clone, Copy)]
-struct FrameHeader {
-    bytes: [u8; FRAME_HEADER_MAX],
-    len: usize,
-}
-
-impl FrameHeader {
-    fn new(content_len: u64) -> Self {
-        // RFC 8878, 3.1.1.1: bits 6-7 of the descriptor are the size of the size field, bit 5 says "single segment".
-        let size = content_len.to_le_bytes();
-        let mut header = Self { bytes: [0; FRAME_HEADER_MAX], len: 0 };
-        header.push(&MAGIC);
-        match content_len {
-            0..=255 => header.push(&[0x20, size[0]]),
-            256..=65_791 => {
-                #[expect(clippy::cast_possible_truncation, reason = "the range says so")]
-                let size = (content_len - 256) as u16;
-                header.push(&[0x60]);
-                header.push(&size.to_le_bytes());
-            }
-            65_792..=SINGLE_SEGMENT_BYTES => {
-                header.push(&[0xa0]);
-                header.push(&size[..4]);
-            }
-            _ if u32::try_from(content_len).is_ok() => {
-                header.push(&[0x80, WINDOW_BYTE]);
-                header.push(&size[..4]);
-            }
-            _ => {
-                header.push(&[0xc0, WINDOW_BYTE]);
-                header.push(&size);
-            }
-        }
-        header
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-fn block_header(len: usize, last: bool) -> [u8; BLOCK_HEADER] {
-    // Bit 0: last block; bits 1-2: type, 0 = raw; then the size.
-    let [a, b, c, ..] = (len << 3 | usize::from(last)).to_le_bytes();
-    [a, b, c]
-}
-
-/// Length of the stored frame of a content of `len` bytes.
-#[must_use]
-pub fn stored_len(len: u64) -> u64 {
-    FrameHeader::new(len).len as u64 + len.div_ceil(BLOCK_BYTES as u64).max(1) * BLOCK_HEADER as u64 + len
-}
-
-/// All headers of a content's stored frame, one after the other, and how many of these bytes stand before the first block.
-fn stored_headers(content: &[u8]) -> (Vec<u8>, usize) {
-    let header = FrameHeader::new(content.len() as u64);
-    let mut headers = header.bytes().to_vec();
-    let mut left = content.len();
-    for block in blocks(content) {
-        left -= block.len();
-        headers.extend(block_header(block.len(), left == 0));
-    }
-    (headers, header.len + BLOCK_HEADER)
-}
-
 /// An encoded blob.
 pub enum Frame<'a> {
     /// Raw blocks of the caller's bytes.
-    Stored(Stored<'a>),
+    Stored(&'a [u8]),
     /// Bytes that zstd made.
     Compressed(Vec<u8>),
 }
 
-/// A stored frame: the content stays where it is, only the headers are made.
-pub struct Stored<'a> {
-    /// Frame header with the first block's header, then one block header each.
-    headers: Vec<u8>,
-    first: usize,
-    content: &'a [u8],
-}
-
-impl<'a> Frame<'a> {
-    /// The stored frame of a content.
-    #[must_use]
-    pub fn stored(content: &'a [u8]) -> Self {
-        let (headers, first) = stored_headers(content);
-        Self::Stored(Stored { headers, first, content })
-    }
-
-    /// The frame's pieces in order, for a gathering write.
-    #[must_use]
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+impl Frame<'_> {
+    /// Gives `write` the frame's pieces in order, for gathering writes.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn write(&self, mut write: impl FnMut(&mut [IoSlice<'_>]) -> io::Result<()>) -> io::Result<()> {
         match self {
-            Self::Compressed(bytes) => vec![IoSlice::new(bytes)],
-            Self::Stored(Stored { headers, first, content }) => {
-                let (start, rest) = headers.split_at(*first);
-                let headers = std::iter::once(start).chain(rest.chunks_exact(BLOCK_HEADER));
-                headers.zip(blocks(content)).flat_map(|(header, block)| [IoSlice::new(header), IoSlice::new(block)]).collect()
-            }
+            Self::Stored(content) => write_stored(content.len() as u64, 0, content, write),
+            Self::Compressed(bytes) => write(&mut [IoSlice::new(bytes)]),
         }
     }
 
     /// Length of the frame.
     #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "the shortest frame has nine bytes")]
     pub fn len(&self) -> usize {
         match self {
-            Self::Stored(stored) => stored.headers.len() + stored.content.len(),
+            Self::Stored(content) => usize::try_from(stored_len(content.len() as u64)).expect("a slice and a little more"),
             Self::Compressed(bytes) => bytes.len(),
         }
-    }
-
-    /// Never: the shortest frame has nine bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// The frame in one piece.
     #[must_use]
     pub fn into_vec(self) -> Vec<u8> {
-        match self {
-            Self::Compressed(bytes) => bytes,
-            Self::Stored(_) => self.slices().iter().flat_map(|slice| slice.iter().copied()).collect(),
+        if let Self::Compressed(bytes) = self {
+            return bytes;
         }
+        let mut whole = Vec::with_capacity(self.len());
+        let written = self.write(|slices| {
+            for slice in slices {
+                whole.extend_from_slice(slice);
+            }
+            Ok(())
+        });
+        written.expect("a vector takes everything");
+        whole
     }
 
     /// Whether zstd made it smaller.
     #[must_use]
     pub fn is_compressed(&self) -> bool {
         matches!(self, Self::Compressed(_))
-    }
-}
-
-/// Where the content of a stored frame goes when it is read: headers to one place, blocks straight to the caller.
-pub struct StoredReader {
-    expected: Vec<u8>,
-    found: Vec<u8>,
-    first: usize,
-}
-
-impl StoredReader {
-    /// A reader of the stored frame of a content as long as `out`.
-    #[must_use]
-    pub fn new(out: &[u8]) -> Self {
-        let (expected, first) = stored_headers(out);
-        Self { found: vec![0; expected.len()], expected, first }
-    }
-
-    /// Pieces for a scattering read of the frame, whose content goes to `out`.
-    pub fn slices<'a>(&'a mut self, out: &'a mut [u8]) -> Vec<io::IoSliceMut<'a>> {
-        let (start, rest) = self.found.split_at_mut(self.first);
-        let headers = std::iter::once(start).chain(rest.chunks_exact_mut(BLOCK_HEADER));
-        if out.is_empty() {
-            return headers.map(io::IoSliceMut::new).collect();
-        }
-        headers.zip(out.chunks_mut(BLOCK_BYTES)).flat_map(|(header, block)| [io::IoSliceMut::new(header), io::IoSliceMut::new(block)]).collect()
-    }
-
-    /// Whether what was read is that stored frame.
-    #[must_use]
-    pub fn matches(&self) -> bool {
-        self.expected == self.found
     }
 }
 
@@ -430,6 +302,3 @@ pub fn decoder<R: Read>(frames: R) -> io::Result<impl Read> {
     decoder.set_parameter(DParameter::WindowLogMax(limits::ZSTD_WINDOW_LOG))?;
     Ok(decoder)
 }
-
-#[cfg(test)]
-mod tests;

@@ -77,11 +77,17 @@ impl Digest {
     /// The 64 lower-case hexadecimal digits.
     #[must_use]
     pub fn hex(&self) -> String {
+        self.hex_bytes().map(char::from).into_iter().collect()
+    }
+
+    /// The same as ASCII.
+    #[must_use]
+    pub fn hex_bytes(&self) -> [u8; 64] {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut out = String::with_capacity(64);
-        for byte in self.bytes {
-            out.push(DIGITS[usize::from(byte >> 4)] as char);
-            out.push(DIGITS[usize::from(byte & 15)] as char);
+        let mut out = [0; 64];
+        for (pair, byte) in out.chunks_exact_mut(2).zip(self.bytes) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
         out
     }

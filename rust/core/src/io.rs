@@ -6,7 +6,7 @@
 pub(crate) mod tree;
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,18 +132,57 @@ pub fn write_all_vectored(mut file: &File, mut slices: &mut [IoSlice<'_>]) -> io
     Ok(())
 }
 
-/// Fills all pieces in order.
-pub fn read_exact_vectored(mut file: &File, mut slices: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+/// Fills all pieces in order from `offset` on; returns how many bytes there were until the pieces were full or the file ended.
+pub fn read_vectored_at(file: &File, mut slices: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
     IoSliceMut::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
-        match file.read_vectored(slices) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => IoSliceMut::advance_slices(&mut slices, n),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        match rustix::io::preadv(file, slices, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => {
+                IoSliceMut::advance_slices(&mut slices, n);
+                filled += n;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(filled)
+}
+
+/// What a read that must not wait for the disk finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// So many bytes, until the pieces were full, the file ended, or the rest is not in memory.
+    Bytes(usize),
+    /// Nothing in memory.
+    Nothing,
+    /// The file system cannot say.
+    Unknown,
+}
+
+/// As [`read_vectored_at`], but only what is in memory.
+pub fn read_cached_at(file: &File, slices: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<Cached> {
+    #[cfg(target_os = "linux")]
+    match rustix::io::preadv2(file, slices, offset, rustix::io::ReadWriteFlags::NOWAIT) {
+        Ok(n) => Ok(Cached::Bytes(n)),
+        Err(rustix::io::Errno::AGAIN) => Ok(Cached::Nothing),
+        Err(rustix::io::Errno::INTR | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(Cached::Unknown),
+        Err(error) => Err(error.into()),
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, slices, offset);
+        Ok(Cached::Unknown)
+    }
+}
+
+/// Asks the system to read the file before it is needed. It may decline.
+pub fn read_ahead(file: &File) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
 }
 
 /// Two numbers that no other call in this process gets, nor one in another process that sees the same numbers of processes.

@@ -1,5 +1,7 @@
 //! Where things lie below a store's root. The first two are the published format's; the others are ours.
 
+use std::ops::Deref;
+
 use crate::digest::{Algorithm, Digest};
 
 /// Markers: one copy of each image's manifest, for listing.
@@ -26,11 +28,44 @@ pub fn blobs(algorithm: Algorithm) -> String {
     format!("blobs/{algorithm}")
 }
 
-/// A blob's file, below the directory of blobs: `<aa>/<64 hex>.zst`.
+/// A blob's file, below the directory of blobs: `<aa>/<64 hex>.zst`. Made once for each blob that is put or read, it needs no allocation.
+#[derive(Clone, Copy)]
+pub struct BlobName([u8; Self::LEN]);
+
+impl BlobName {
+    const SHARD: usize = 2;
+    const LEN: usize = Self::SHARD + 1 + 64 + 4;
+
+    /// Name of the directory.
+    #[must_use]
+    pub fn shard(&self) -> &str {
+        &self[..Self::SHARD]
+    }
+
+    /// Name in that directory.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self[Self::SHARD + 1..]
+    }
+}
+
+impl Deref for BlobName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.0).expect("hexadecimal digits and ASCII")
+    }
+}
+
+/// The name of a blob's file.
 #[must_use]
-pub fn blob(digest: &Digest) -> String {
-    let hex = digest.hex();
-    format!("{}/{hex}.zst", &hex[..2])
+pub fn blob(digest: &Digest) -> BlobName {
+    let mut name = [b'/'; BlobName::LEN];
+    let hex = digest.hex_bytes();
+    name[..BlobName::SHARD].copy_from_slice(&hex[..BlobName::SHARD]);
+    name[BlobName::SHARD + 1..][..64].copy_from_slice(&hex);
+    name[BlobName::LEN - 4..].copy_from_slice(b".zst");
+    BlobName(name)
 }
 
 /// The digest that a blob's file is named after, if it is one: the inverse of [`blob`].
@@ -64,6 +99,7 @@ mod tests {
             let digest = Digest::new(algorithm, bytes);
             let name = blob(&digest);
             let (shard, file) = name.split_once('/').unwrap();
+            proptest::prop_assert_eq!((shard, file), (name.shard(), name.file()));
             proptest::prop_assert_eq!(parse_blob(algorithm, shard, file), Some(digest));
             proptest::prop_assert_eq!(parse_marker(algorithm, &marker(&digest)), Some(digest));
         }

@@ -59,6 +59,12 @@ fn poll_until<R>(receiver: &Receiver<R>, interval: Duration, mut poll: impl FnMu
     }
 }
 
+/// How many of `n` items one task takes so that all threads have work: at most `most`.
+#[must_use]
+pub fn share(n: usize, most: usize) -> usize {
+    n.div_ceil(threads()).clamp(1, most)
+}
+
 fn pool() -> &'static rayon::ThreadPool {
     let pid = std::process::id();
     let mut slot = POOL.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,6 +9,7 @@ mod dir;
 mod land;
 mod lock;
 mod memory;
+mod put;
 mod read;
 mod scan;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use counters::{Counters, Counts};
 pub use dir::{DirStore, Durability, GRACE, Options, RENEW_AFTER};
 pub use lock::Hold;
 pub use memory::MemoryStore;
+pub use put::TASK_BLOBS;
 pub use read::BlobReader;
 pub(crate) use scan::BlobFile;
 pub use scan::Usage;
@@ -88,13 +90,14 @@ pub trait BlobStore: Send + Sync {
         Ok(())
     }
 
-    /// Reads a batch, each blob into the buffer beside it, in parallel where the store can; the results are in the same order.
-    fn get_many_into(&self, items: &mut [(Digest, &mut [u8])], monitor: &Monitor) -> Vec<Result<()>> {
-        let get = |(digest, out): &mut (Digest, &mut [u8])| {
-            self.get_into(digest, out)?;
-            monitor.advance(1, out.len() as u64)
+    /// Reads a batch, each blob into the buffer beside it, in parallel where the store can. What is returned failed: index and error, in
+    /// order.
+    fn get_many_into(&self, items: &mut [(Digest, &mut [u8])], monitor: &Monitor) -> Vec<(usize, Error)> {
+        let get = |(index, (digest, out)): (usize, &mut (Digest, &mut [u8]))| {
+            let got = self.get_into(digest, out).and_then(|()| monitor.advance(1, out.len() as u64));
+            got.err().map(|error| (index, error))
         };
-        items.iter_mut().map(get).collect()
+        items.iter_mut().enumerate().filter_map(get).collect()
     }
 
     /// Stores what `reader` gives until its end, which must come after `len` bytes ([`Error::Changed`] otherwise, and nothing is stored). A

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pfimg_core::codec::{self, Encoding};
-use pfimg_core::store::BlobReader;
-use pfimg_core::{BlobStore, Digest, DirStore, Error, Monitor, limits};
+use pfimg_core::store::{BlobReader, TASK_BLOBS};
+use pfimg_core::{BlobStore, Digest, DirStore, Error, Monitor, limits, pool};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rayon::prelude::*;
@@ -63,12 +63,11 @@ impl<'a, 'py> FromPyObject<'a, 'py> for OnMiss {
 }
 
 impl OnMiss {
-    /// One item's result: None for a miss that is masked.
-    pub fn settle<T>(self, index: usize, result: pfimg_core::Result<T>) -> pfimg_core::Result<Option<T>> {
-        match result {
-            Ok(value) => Ok(Some(value)),
-            Err(Error::BlobNotFound { .. } | Error::Integrity { .. }) if self == Self::Mask => Ok(None),
-            Err(error) => Err(error.at(index)),
+    /// What an item's error does to the batch: nothing for a miss that is masked.
+    pub fn settle(self, index: usize, error: Error) -> pfimg_core::Result<()> {
+        match error {
+            Error::BlobNotFound { .. } | Error::Integrity { .. } if self == Self::Mask => Ok(()),
+            error => Err(error.at(index)),
         }
     }
 }
@@ -112,7 +111,10 @@ impl Blobs {
                 Self::Elsewhere(store) => {
                     let get = |(index, digest)| {
                         monitor.advance(1, 0)?;
-                        on_miss.settle(index, store.get(digest).map(Content::Read))
+                        match store.get(digest) {
+                            Ok(content) => Ok(Some(Content::Read(content))),
+                            Err(error) => on_miss.settle(index, error).map(|()| None),
+                        }
                     };
                     digests.iter().enumerate().map(get).collect()
                 }
@@ -198,13 +200,6 @@ enum Content {
 }
 
 impl Content {
-    const fn len(&self) -> usize {
-        match self {
-            Self::Placed(new) => new.len(),
-            Self::Read(content) => content.len(),
-        }
-    }
-
     fn finish(self, py: Python<'_>) -> Result<Bound<'_, PyBytes>> {
         match self {
             Self::Placed(new) => Ok(new.finish(py)),
@@ -241,19 +236,56 @@ fn read(store: &DirStore, digest: &Digest, (reader, place): Opened<'_>) -> pfimg
 
 /// Reads a batch on the pool. The interpreter is needed once for every few files, to make their objects.
 fn read_many(store: &DirStore, digests: &[Digest], on_miss: OnMiss, monitor: &Monitor) -> pfimg_core::Result<Vec<Option<Content>>> {
-    let read = |digest: &Digest, opened: pfimg_core::Result<Opened<'_>>| {
-        monitor.check()?;
-        let content = read(store, digest, opened?)?;
-        monitor.advance(1, content.len() as u64)?;
-        Ok(content)
-    };
     let mut contents = Vec::with_capacity(digests.len());
     for (at, chunk) in digests.chunks(OPEN_FILES).enumerate() {
         let opened: Vec<_> = chunk.par_iter().map(|digest| store.open_blob(digest)).collect();
         let reserved: Vec<_> = Python::attach(|py| opened.into_iter().map(|reader| reserve(py, reader?)).collect());
-        let read = chunk.par_iter().zip(reserved).map(|(digest, opened)| read(digest, opened));
-        let read = read.enumerate().map(|(index, content)| on_miss.settle(at * OPEN_FILES + index, content));
+        let share = pool::share(chunk.len(), TASK_BLOBS);
+        let tasks = reserved.into_par_iter().chunks(share).zip(chunk.par_chunks(share)).enumerate();
+        let read = tasks.flat_map_iter(|(task, (opened, digests))| {
+            let read = read_few(store, digests, opened, monitor).into_iter().enumerate();
+            read.map(move |(index, content)| {
+                let masked = |error| on_miss.settle(at * OPEN_FILES + task * share + index, error).map(|()| None);
+                content.map_or_else(masked, |content| Ok(Some(content)))
+            })
+        });
         contents.extend(read.collect::<pfimg_core::Result<Vec<_>>>()?);
     }
     Ok(contents)
+}
+
+/// Reads what one task takes; what has its object already is verified together.
+fn read_few(
+    store: &DirStore,
+    digests: &[Digest],
+    opened: Vec<pfimg_core::Result<Opened<'_>>>,
+    monitor: &Monitor,
+) -> Vec<pfimg_core::Result<Content>> {
+    let mut contents: Vec<Option<pfimg_core::Result<Content>>> = digests.iter().map(|_| None).collect();
+    let (mut readers, mut places) = (Vec::with_capacity(opened.len()), Vec::with_capacity(opened.len()));
+    for (index, opened) in opened.into_iter().enumerate() {
+        match opened {
+            Ok((reader, Some(place))) => {
+                readers.push(reader);
+                places.push((index, place));
+            }
+            Ok((reader, None)) => {
+                let read = monitor.check().and_then(|()| reader.read());
+                let read = read.and_then(|content| monitor.advance(1, content.len() as u64).map(|()| content));
+                contents[index] = Some(read.map(Content::Read));
+            }
+            Err(error) => contents[index] = Some(Err(error)),
+        }
+    }
+    let blobs = readers.into_iter().zip(&mut places).map(|(reader, (_, place))| Ok((reader, place.zeroed())));
+    let mut failed = store.read_opened(blobs, monitor).into_iter().peekable();
+    for (at, (index, place)) in places.into_iter().enumerate() {
+        contents[index] = Some(match failed.next_if(|(failed, _)| *failed == at) {
+            None => Ok(Content::Placed(place)),
+            // Sound, but of another length than the first of its frames says.
+            Some((_, Error::Format { .. })) => store.get(&digests[index]).map(Content::Read),
+            Some((_, error)) => Err(error),
+        });
+    }
+    contents.into_iter().map(|content| content.expect("each was opened, or failed to be")).collect()
 }

@@ -1,5 +1,7 @@
 //! Frames outside of a store.
 
+use std::io::Write;
+
 use pfimg_core::codec::{self, DecodeError, Encoding};
 use pfimg_core::{Digest, Error, digest, limits};
 use pyo3::prelude::*;
@@ -18,9 +20,7 @@ pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str,
     let data = Buffer::of(data, "data")?;
     let frame = work::compute(py, data.bytes().len(), || encoding.encode(data.bytes()));
     Ok(PyBytes::new_with(py, frame.len(), |mut out| {
-        for slice in frame.slices() {
-            out.split_off_mut(..slice.len()).expect("a frame is as long as its slices").copy_from_slice(&slice);
-        }
+        frame.write(|slices| slices.iter().try_for_each(|slice| out.write_all(slice)))?;
         Ok(())
     })?)
 }

@@ -175,10 +175,10 @@ impl Wanted<'_> {
             monitor.expect(2 * n as u64);
             let digests = self.pages.iter().map(|page| page.k).chain(self.pages.iter().map(|page| page.v));
             let mut items: Vec<(Digest, &mut [u8])> = digests.zip(k.into_iter().chain(v)).collect();
-            for (at, result) in blobs.get_many_into(&mut items, monitor).into_iter().enumerate() {
+            for (at, error) in blobs.get_many_into(&mut items, monitor) {
                 let (index, side) = if at < n { (at, "k") } else { (at - n, "v") };
-                let result = result.map_err(|error| named(error, self.pages[index].ix, side));
-                found[index] &= self.on_miss.settle(index, result)?.is_some();
+                self.on_miss.settle(index, named(error, self.pages[index].ix, side))?;
+                found[index] = false;
             }
             Ok(())
         })?;

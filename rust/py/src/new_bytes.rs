@@ -34,10 +34,6 @@ impl NewBytes {
         Ok(Self { object, start, len })
     }
 
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
     /// The content, zeroed. Zeroing costs little here, just before another pass over the same memory, and leaves nothing undefined.
     pub fn zeroed(&mut self) -> &mut [u8] {
         // SAFETY: `start` is valid for `len` bytes as long as the object lives. Nobody else has the object before `finish`, which takes

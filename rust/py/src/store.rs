@@ -143,8 +143,12 @@ impl Store {
         let found = work::run(py, None, |monitor| {
             monitor.expect(digests.len() as u64);
             let mut items: Vec<(Digest, &mut [u8])> = digests.into_iter().zip(places).collect();
-            let results = self.blobs.any().get_many_into(&mut items, monitor).into_iter().enumerate();
-            results.map(|(index, result)| Ok(errors.settle(index, result)?.is_some())).collect::<pfimg_core::Result<Vec<bool>>>()
+            let mut found = vec![true; items.len()];
+            for (index, error) in self.blobs.any().get_many_into(&mut items, monitor) {
+                errors.settle(index, error)?;
+                found[index] = false;
+            }
+            Ok(found)
         })?;
         Ok(if errors == OnMiss::Mask { found.into_bound_py_any(py)? } else { py.None().into_bound(py) })
     }

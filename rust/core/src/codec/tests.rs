@@ -43,7 +43,7 @@ fn stored_frames_have_the_length_that_is_told_and_stream_alike() {
     let encoding = Encoding::new(Codec::Store, 1).unwrap();
     for len in LENGTHS {
         let content = noise(len);
-        let frame = Frame::stored(&content);
+        let frame = Frame::Stored(&content);
         assert_eq!(frame.len() as u64, stored_len(len as u64));
         let frame = frame.into_vec();
         assert_eq!(frame.len() as u64, stored_len(len as u64));
@@ -51,12 +51,9 @@ fn stored_frames_have_the_length_that_is_told_and_stream_alike() {
         encoding.encode_stream(&mut &content[..], len as u64, &mut streamed, |_| ()).unwrap();
         assert_eq!(frame, streamed);
         let mut out = vec![1; len];
-        let mut reader = StoredReader::new(&content);
         let mut rest = &frame[..];
-        for mut slice in reader.slices(&mut out) {
-            rest.read_exact(&mut slice).unwrap();
-        }
-        assert!(rest.is_empty() && reader.matches());
+        assert_eq!(read_stored(&mut out, |slices| rest.read_vectored(slices)).unwrap(), Found::Frame);
+        assert!(rest.is_empty());
         assert_eq!(out, content);
     }
 }

@@ -1,17 +1,19 @@
 //! Frames that arrive from elsewhere are verified and stored as they came, without being encoded again.
 
 use std::fs::File;
-use std::io::{self as stdio, IoSlice, Read, Write};
+use std::io::{self as stdio, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::BlobStore;
-use super::dir::{DirStore, Put};
+use super::dir::DirStore;
+use super::put::{Batch, Put};
 use super::read::{StreamError, frame_digest, hash_content, streamed_too_large, undecodable};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::layout;
+use crate::io::Temporary;
+use crate::layout::{self, BlobName};
 use crate::pool::{self, Monitor};
 
 /// Files up to this size are held in memory while they land; larger ones stream through.
@@ -25,19 +27,20 @@ impl DirStore {
     /// # Errors
     /// [`Error::Integrity`], at its index, for a frame that does not decode to its digest; it is not stored.
     pub fn land_frames(&self, items: &[(Digest, &[u8])]) -> Result<u64> {
+        let batch = Batch::new(self, items.len());
         let land = |(index, (digest, frame)): (usize, &(Digest, &[u8]))| {
             let land = || {
                 self.verify_foreign(digest, frame)?;
                 let name = layout::blob(digest);
-                let put = if self.find(digest, &name)? { Put::Found } else { Put::Written(self.write(digest, &name, &mut [IoSlice::new(frame)])?) };
-                let fresh = matches!(put, Put::Written(_));
-                Ok((fresh, self.settle(digest, put)?))
+                let found = batch.find(digest, &name)?;
+                let put = if found { Put::Found } else { Put::Written(batch.write(digest, &name, |mut file| file.write_all(frame))?) };
+                Ok((!found, batch.settle(digest, put)?))
             };
             land().map_err(|error: Error| error.at(index))
         };
         pool::install(|| {
             let landed: Vec<(bool, _)> = items.par_iter().enumerate().map(land).collect::<Result<_>>()?;
-            self.finish(landed)
+            finish(&batch, landed)
         })
     }
 
@@ -49,12 +52,13 @@ impl DirStore {
     /// its digest.
     pub fn import_files(&self, items: &[(Digest, PathBuf)], monitor: &Monitor) -> Result<(u64, u64)> {
         monitor.expect(items.len() as u64);
+        let batch = Batch::new(self, items.len());
         let import = |(index, (digest, path)): (usize, &(Digest, PathBuf))| {
             let import = || {
-                let (put, bytes) = self.import(digest, path)?;
+                let (put, bytes) = self.import(&batch, digest, path)?;
                 monitor.advance(1, bytes)?;
                 let fresh = matches!(put, Put::Written(_));
-                Ok((bytes, (fresh, self.settle(digest, put)?)))
+                Ok((bytes, (fresh, batch.settle(digest, put)?)))
             };
             import().map_err(|error: Error| error.at(index))
         };
@@ -64,7 +68,7 @@ impl DirStore {
                 let shift = |(index, item)| import((at * GROUP_FILES + index, item));
                 let landed: Vec<(u64, (bool, _))> = group.par_iter().enumerate().map(shift).collect::<Result<_>>()?;
                 bytes += landed.iter().map(|(bytes, _)| bytes).sum::<u64>();
-                fresh += self.finish(landed.into_iter().map(|(_, landed)| landed).collect())?;
+                fresh += finish(&batch, landed.into_iter().map(|(_, landed)| landed).collect())?;
             }
             Ok((fresh, bytes))
         })
@@ -79,16 +83,10 @@ impl DirStore {
         }
     }
 
-    fn finish(&self, landed: Vec<(bool, (Digest, Put<'_>))>) -> Result<u64> {
-        let fresh = landed.iter().filter(|(fresh, _)| *fresh).count() as u64;
-        self.commit(landed.into_iter().map(|(_, put)| put).collect())?;
-        Ok(fresh)
-    }
-
-    fn import(&self, digest: &Digest, path: &Path) -> Result<(Put<'_>, u64)> {
+    fn import<'b>(&self, batch: &'b Batch<'_>, digest: &Digest, path: &Path) -> Result<(Put<'b>, u64)> {
         self.check_algorithm(digest)?;
         let name = layout::blob(digest);
-        if self.find(digest, &name)? {
+        if batch.find(digest, &name)? {
             return Ok((Put::Found, 0));
         }
         let absent = || Error::BlobNotFound { digest: digest.to_string() };
@@ -101,17 +99,17 @@ impl DirStore {
             return Err(absent());
         }
         if len > WHOLE_FILE_BYTES {
-            return Ok((Put::Written(self.import_stream(digest, &name, &file, path)?), len));
+            return Ok((Put::Written(self.import_stream(batch, digest, &name, &file, path)?), len));
         }
         let mut frame = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
         (&file).read_to_end(&mut frame).map_err(Error::io("read", path))?;
         self.verify_foreign(digest, &frame).map_err(|error| located(error, path))?;
-        Ok((Put::Written(self.write(digest, &name, &mut [IoSlice::new(&frame)])?), len))
+        Ok((Put::Written(batch.write(digest, &name, |mut file| file.write_all(&frame))?), len))
     }
 
     /// Copies a large file while it is decoded and hashed.
-    fn import_stream(&self, digest: &Digest, name: &str, file: &File, path: &Path) -> Result<crate::io::Temporary<'_>> {
-        let (temporary, mut copy) = self.create(digest, name)?;
+    fn import_stream<'b>(&self, batch: &'b Batch<'_>, digest: &Digest, name: &BlobName, file: &File, path: &Path) -> Result<Temporary<'b>> {
+        let (temporary, mut copy) = batch.create(digest, name)?;
         let tee = Tee { from: file, to: &mut copy, failed: None };
         let mut tee = stdio::BufReader::with_capacity(1 << 20, tee);
         let result = hash_content(&mut tee, self.algorithm(), &mut |_| Ok(()));
@@ -125,6 +123,12 @@ impl DirStore {
         matches(digest, found).map_err(|error| located(error, path))?;
         Ok(temporary)
     }
+}
+
+fn finish(batch: &Batch<'_>, landed: Vec<(bool, (Digest, Put<'_>))>) -> Result<u64> {
+    let fresh = landed.iter().filter(|(fresh, _)| *fresh).count() as u64;
+    batch.commit(landed.into_iter().map(|(_, put)| put).collect())?;
+    Ok(fresh)
 }
 
 fn matches(digest: &Digest, found: Digest) -> Result<()> {

@@ -1,69 +1,138 @@
 //! Reading blobs from a directory: always verified, into the caller's buffer wherever possible.
 
+use std::cell::RefCell;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::sync::atomic::Ordering;
+
+use rayon::prelude::*;
 
 use super::dir::DirStore;
+use super::put::{Batch, TASK_BLOBS};
 use super::{BlobStore, wrong_length};
-use crate::codec::{self, DecodeError, StoredReader};
+use crate::codec::{self, DecodeError, Found};
 use crate::digest::{self, Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::io::Cached;
+use crate::pool::{self, Monitor};
 use crate::{io, layout, limits};
+
+/// A thread keeps memory of this size from one compressed blob to the next.
+const KEPT_BYTES: usize = 16 << 20;
 
 /// A blob that was found and opened, and is not read yet.
 pub struct BlobReader<'a> {
     store: &'a DirStore,
     digest: Digest,
     file: File,
+    head: Option<Head>,
+    /// Known to be no stored frame of the length that is asked for.
+    other: bool,
+}
+
+/// What a file's length and first bytes tell.
+#[derive(Clone, Copy)]
+struct Head {
     file_len: u64,
-    len: Option<u64>,
+    content_len: Option<u64>,
 }
 
 impl DirStore {
     /// Opens a blob; its length is known before it is read.
     pub fn open_blob(&self, digest: &Digest) -> Result<BlobReader<'_>> {
-        let mut reader = self.open_file(digest)?;
+        let mut reader = self.open_blob_for(&Batch::new(self, 1), digest)?;
+        let file_len = reader.file_len()?;
         let mut head = [0; codec::FRAME_HEADER_MAX];
-        let mut filled = 0;
-        while filled < head.len() {
-            match reader.file.read(&mut head[filled..]).map_err(|error| reader.io(error))? {
-                0 => break,
-                n => filled += n,
-            }
-        }
-        reader.file.rewind().map_err(|error| reader.io(error))?;
-        reader.len = codec::content_len_hint(&head[..filled]).filter(|len| *len <= limits::BLOB_IN_MEMORY_BYTES);
+        let filled = io::read_vectored_at(&reader.file, &mut [IoSliceMut::new(&mut head)], 0).map_err(|error| reader.io(error))?;
+        let content_len = codec::content_len_hint(&head[..filled]).filter(|len| *len <= limits::BLOB_IN_MEMORY_BYTES);
+        reader.head = Some(Head { file_len, content_len });
         Ok(reader)
     }
 
-    /// Opens a blob that is expected to have `len` bytes.
-    pub(super) fn open_blob_for(&self, digest: &Digest, len: usize) -> Result<BlobReader<'_>> {
-        let mut reader = self.open_file(digest)?;
-        reader.len = Some(len as u64);
-        Ok(reader)
-    }
-
-    fn open_file(&self, digest: &Digest) -> Result<BlobReader<'_>> {
+    /// Opens a blob whose length the caller knows.
+    pub(super) fn open_blob_for(&self, batch: &Batch<'_>, digest: &Digest) -> Result<BlobReader<'_>> {
         self.check_algorithm(digest)?;
-        let absent = || {
-            self.counters.misses.add(1);
-            Error::BlobNotFound { digest: digest.to_string() }
-        };
-        let file = io::open_at(&self.blobs, &layout::blob(digest)).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => absent(),
+        let name = layout::blob(digest);
+        let (dir, at) = batch.place(digest, &name);
+        let file = io::open_at(dir, at).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => self.absent(digest),
             _ => Error::io("open", self.blob_path(digest))(error),
         })?;
-        let file_len = file.metadata().map_err(|error| Error::io("stat", self.blob_path(digest))(error))?.len();
-        if file_len == 0 {
-            return Err(absent());
+        Ok(BlobReader { store: self, digest: *digest, file, head: None, other: false })
+    }
+
+    fn absent(&self, digest: &Digest) -> Error {
+        self.counters.misses.add(1);
+        Error::BlobNotFound { digest: digest.to_string() }
+    }
+
+    /// Reads a batch, each blob into the buffer beside it; returns what failed, in order.
+    pub(super) fn read_batch(&self, items: &mut [(Digest, &mut [u8])], monitor: &Monitor) -> Vec<(usize, Error)> {
+        let batch = Batch::new(self, items.len());
+        let share = pool::share(items.len(), TASK_BLOBS);
+        let task = |(task, items): (usize, &mut [(Digest, &mut [u8])])| {
+            let opened = items.iter_mut().map(|(digest, out)| {
+                monitor.check()?;
+                Ok((self.open_blob_for(&batch, digest)?, &mut **out))
+            });
+            let failed = self.read_opened(opened, monitor);
+            failed.into_iter().map(move |(index, error)| (task * share + index, error))
+        };
+        pool::install(|| items.par_chunks_mut(share).enumerate().flat_map_iter(task).collect())
+    }
+
+    /// Reads a few blobs, each into the buffer beside it, and verifies them together; returns what failed, those that were not even opened
+    /// among it, in order.
+    pub fn read_opened<'a>(&self, blobs: impl Iterator<Item = Result<(BlobReader<'a>, &'a mut [u8])>>, monitor: &Monitor) -> Vec<(usize, Error)> {
+        let mut failed = Vec::new();
+        let mut wait = Vec::new();
+        let mut filled: Vec<(usize, Digest, &mut [u8])> = Vec::with_capacity(TASK_BLOBS);
+        for (index, blob) in blobs.enumerate() {
+            match blob.and_then(|(mut reader, out)| Ok((reader.fill_cached(out)?, reader, out))) {
+                Ok((true, reader, out)) => filled.push((index, reader.digest, out)),
+                Ok((false, reader, out)) => wait.push((index, reader, out)),
+                Err(error) => failed.push((index, error)),
+            }
         }
-        Ok(BlobReader { store: self, digest: *digest, file, file_len, len: None })
+        // All that is not in memory has been asked for by now, so that the disk has many requests at once.
+        for (index, mut reader, out) in wait {
+            match monitor.check().and_then(|()| reader.fill(out)) {
+                Ok(()) => filled.push((index, reader.digest, out)),
+                Err(error) => failed.push((index, error)),
+            }
+        }
+        let contents: Vec<&[u8]> = filled.iter().map(|(.., out)| &**out).collect();
+        let mut bytes = 0;
+        for ((index, digest, out), found) in filled.iter().zip(digest::hash_many(self.algorithm(), &contents)) {
+            match self.accept(digest, found, out.len() as u64) {
+                Ok(()) => bytes += out.len() as u64,
+                Err(error) => failed.push((*index, error)),
+            }
+        }
+        if let Err(error) = monitor.advance(filled.len() as u64, bytes)
+            && let Some((index, ..)) = filled.last()
+        {
+            failed.push((*index, error));
+        }
+        failed.sort_unstable_by_key(|(index, _)| *index);
+        failed
+    }
+
+    /// Ends a read whose content hashes to `found`.
+    fn accept(&self, digest: &Digest, found: Digest, len: u64) -> Result<()> {
+        if found != *digest {
+            return Err(self.condemn(digest, &format!("its bytes hash to {found}")));
+        }
+        self.counters.hits.add(1);
+        self.counters.bytes_read.add(len);
+        Ok(())
     }
 
     /// The stored frame as it is, after its content was verified.
     pub fn read_frame(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let mut reader = self.open_file(digest)?;
-        let frame = reader.frame()?;
+        let reader = self.open_blob_for(&Batch::new(self, 1), digest)?;
+        let mut frame = Vec::new();
+        reader.frame(&mut frame)?;
         match frame_digest(&frame, self.algorithm()) {
             Ok(found) if found == *digest => Ok(frame),
             Ok(found) => Err(self.condemn(digest, &format!("its bytes hash to {found}"))),
@@ -113,43 +182,46 @@ fn too_large(digest: &Digest) -> Error {
 }
 
 impl BlobReader<'_> {
-    /// The content's length as the frame tells it; None when it does not, or when it is too long for one buffer. Only reading shows whether it is true.
+    /// The content's length as the frame tells it; None when it does not, or when it is too long for one buffer. Only reading shows whether
+    /// it is true.
     #[must_use]
     pub fn len(&self) -> Option<u64> {
-        self.len
+        self.head?.content_len
     }
 
     /// Whether the file has the length of a stored frame of [`BlobReader::len`] bytes: then that many can be reserved for it without fear of
     /// a header that announces more than there is.
     #[must_use]
     pub fn is_stored(&self) -> bool {
-        self.len.is_some_and(|len| self.file_len == codec::stored_len(len))
+        self.head.is_some_and(|head| head.content_len.is_some_and(|len| head.file_len == codec::stored_len(len)))
     }
 
     /// Whether the blob is known to be empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == Some(0)
+        self.len() == Some(0)
     }
 
     fn io(&self, error: std::io::Error) -> Error {
         Error::io("read", self.store.blob_path(&self.digest))(error)
     }
 
-    fn done(&self, len: usize) {
-        self.store.counters.hits.add(1);
-        self.store.counters.bytes_read.add(len as u64);
+    /// Length of the file; an empty one counts as absent.
+    fn file_len(&self) -> Result<u64> {
+        let len = self.file.metadata().map_err(|error| Error::io("stat", self.store.blob_path(&self.digest))(error))?.len();
+        if len == 0 { Err(self.store.absent(&self.digest)) } else { Ok(len) }
     }
 
     /// The whole file.
-    fn frame(&mut self) -> Result<Vec<u8>> {
-        if self.file_len > codec::stored_len(limits::BLOB_IN_MEMORY_BYTES) {
+    fn frame(&self, frame: &mut Vec<u8>) -> Result<()> {
+        let file_len = self.file_len()?;
+        if file_len > codec::stored_len(limits::BLOB_IN_MEMORY_BYTES) {
             return Err(too_large(&self.digest));
         }
-        let mut frame = Vec::with_capacity(usize::try_from(self.file_len).unwrap_or(0));
-        self.file.rewind().map_err(|error| self.io(error))?;
-        (&self.file).read_to_end(&mut frame).map_err(|error| self.io(error))?;
-        Ok(frame)
+        frame.clear();
+        frame.reserve(usize::try_from(file_len).unwrap_or(0));
+        (&self.file).read_to_end(frame).map_err(|error| self.io(error))?;
+        Ok(())
     }
 
     /// The verified content of the file's frames.
@@ -161,52 +233,84 @@ impl BlobReader<'_> {
                 _ => self.store.condemn(&self.digest, "its frame announces more than it holds"),
             },
         })?;
-        self.verify(&content)?;
-        Ok(content)
-    }
-
-    fn verify(&self, content: &[u8]) -> Result<()> {
-        let found = digest::hash(self.store.algorithm(), content);
-        if found == self.digest { Ok(()) } else { Err(self.store.condemn(&self.digest, &format!("its bytes hash to {found}"))) }
+        let found = digest::hash(self.store.algorithm(), &content);
+        if found == self.digest { Ok(content) } else { Err(self.store.condemn(&self.digest, &format!("its bytes hash to {found}"))) }
     }
 
     /// Reads and verifies the blob.
-    pub fn read(mut self) -> Result<Vec<u8>> {
-        let frame = self.frame()?;
+    pub fn read(self) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        self.frame(&mut frame)?;
         let content = self.check(&frame)?;
-        self.done(content.len());
+        self.store.accept(&self.digest, self.digest, content.len() as u64)?;
         Ok(content)
     }
 
     /// Reads and verifies the blob straight into `out`, which must have its length.
     pub fn read_into(mut self, out: &mut [u8]) -> Result<()> {
-        if self.file_len == codec::stored_len(out.len() as u64) && self.read_stored(out)? {
-            self.verify(out)?;
-        } else {
-            let frame = self.frame()?;
-            // Whether the file is sound is decided before whether the caller's length is right.
-            if codec::content_len(&frame) == Ok(Some(out.len() as u64)) && codec::decode_into(&frame, out).is_ok() {
-                self.verify(out)?;
-            } else {
-                let content = self.check(&frame)?;
+        self.fill(out)?;
+        self.store.accept(&self.digest, digest::hash(self.store.algorithm(), out), out.len() as u64)
+    }
+
+    /// Fills `out` with what is still to be verified, if that needs no waiting for the disk, which is asked for the file otherwise.
+    fn fill_cached(&mut self, out: &mut [u8]) -> Result<bool> {
+        let mut offset = 0;
+        let mut known = self.store.tells_cached.load(Ordering::Relaxed);
+        if known {
+            let found = codec::read_stored(out, |slices| {
+                let n = match io::read_cached_at(&self.file, slices, offset)? {
+                    Cached::Bytes(n) => n,
+                    Cached::Nothing => 0,
+                    Cached::Unknown => {
+                        known = false;
+                        0
+                    }
+                };
+                offset += n as u64;
+                Ok(n)
+            });
+            match found.map_err(|error| self.io(error))? {
+                Found::Frame => return Ok(true),
+                Found::Other => self.other = true,
+                Found::Short if known => {
+                    io::read_ahead(&self.file);
+                    return Ok(false);
+                }
+                Found::Short => self.store.tells_cached.store(false, Ordering::Relaxed),
+            }
+        }
+        self.fill(out)?;
+        Ok(true)
+    }
+
+    /// Fills `out` with what is still to be verified. An error about the length comes only from a file that is sound.
+    fn fill(&mut self, out: &mut [u8]) -> Result<()> {
+        thread_local!(static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        if !self.other {
+            let mut offset = 0;
+            let found = codec::read_stored(out, |slices| {
+                let n = io::read_vectored_at(&self.file, slices, offset)?;
+                offset += n as u64;
+                Ok(n)
+            });
+            if found.map_err(|error| self.io(error))? == Found::Frame {
+                return Ok(());
+            }
+        }
+        FRAME.with_borrow_mut(|frame| {
+            self.frame(frame)?;
+            if codec::content_len(frame) != Ok(Some(out.len() as u64)) || codec::decode_into(frame, out).is_err() {
+                let content = self.check(frame)?;
                 if content.len() != out.len() {
                     return Err(wrong_length(&self.digest, content.len() as u64, out.len()));
                 }
                 out.copy_from_slice(&content);
             }
-        }
-        self.done(out.len());
-        Ok(())
-    }
-
-    /// Scatters a stored frame's blocks into `out`; false when the file is no stored frame of that length.
-    fn read_stored(&mut self, out: &mut [u8]) -> Result<bool> {
-        let mut stored = StoredReader::new(out);
-        match io::read_exact_vectored(&self.file, &mut stored.slices(out)) {
-            Ok(()) => Ok(stored.matches()),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(self.io(error)),
-        }
+            if frame.capacity() > KEPT_BYTES {
+                *frame = Vec::new();
+            }
+            Ok(())
+        })
     }
 
     /// Writes the content to `writer` as it is decoded and verifies it at the end.
@@ -217,11 +321,7 @@ impl BlobReader<'_> {
             StreamError::Malformed(reason) => self.store.condemn(&self.digest, &undecodable(&reason)),
             StreamError::TooLarge => streamed_too_large(&self.digest),
         })?;
-        if found != self.digest {
-            return Err(self.store.condemn(&self.digest, &format!("its bytes hash to {found}")));
-        }
-        self.store.counters.hits.add(1);
-        self.store.counters.bytes_read.add(len);
+        self.store.accept(&self.digest, found, len)?;
         Ok(len)
     }
 }

@@ -1,0 +1,290 @@
+//! Putting: from bytes to files in their places, a batch at a time.
+//!
+//! A batch is cut into tasks of a few blobs, so that their hashing fills the lanes of a kernel and their bytes are still in cache when they
+//! are written, straight from the caller's buffers. Long batches hold the directories of blobs open, so that each name is looked up in one
+//! step.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use super::BlobStore;
+use super::dir::{DirStore, Durability, RENEW_AFTER};
+use super::lock::Hold;
+use crate::digest::{self, Digest};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::io::Temporary;
+use crate::layout::{self, BlobName};
+use crate::pool::{self, Monitor};
+
+/// Blobs that one task hashes and writes: as many as the widest kernel has lanes.
+pub const TASK_BLOBS: usize = 16;
+/// Content bytes of one task, unless a single blob has more: a call that is asked to stop ends between tasks.
+const TASK_BYTES: usize = 256 << 20;
+/// Content bytes after which a group is synced and becomes visible.
+const GROUP_BYTES: usize = 1 << 30;
+/// From this many files on, one sync of the file system is cheaper than one of each file, and the pool is worth the way to it.
+const MANY_FILES: usize = 8;
+/// From this many blobs on, opening all directories costs less than it saves.
+const MANY_BLOBS: usize = 1024;
+
+/// A blob that a put has dealt with, but that may not be on stable storage yet.
+pub(super) enum Put<'a> {
+    Found,
+    Written(Temporary<'a>),
+}
+
+/// One put of any number of blobs, or the look-ups of one.
+pub(super) struct Batch<'a> {
+    store: &'a DirStore,
+    shards: Option<Shards>,
+}
+
+/// The directories of blobs, each opened when the first blob needs it. Only one batch in the process has them: file descriptors are few.
+struct Shards(Box<[OnceLock<OwnedFd>; 256]>);
+
+static SHARDS_TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Shards {
+    fn take() -> Option<Self> {
+        SHARDS_TAKEN.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(Self(Box::new([const { OnceLock::new() }; 256])))
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        SHARDS_TAKEN.store(false, Ordering::Release);
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// A batch of `n` blobs.
+    pub(super) fn new(store: &'a DirStore, n: usize) -> Self {
+        Self { store, shards: if n < MANY_BLOBS { None } else { Shards::take() } }
+    }
+
+    /// Where a blob's name is looked up: its directory, or the directory of those and the longer name.
+    pub(super) fn place<'n>(&self, digest: &Digest, name: &'n BlobName) -> (BorrowedFd<'_>, &'n str) {
+        let blobs = &self.store.blobs;
+        let Some(Shards(shards)) = &self.shards else { return (blobs.as_fd(), name) };
+        let shard = &shards[usize::from(digest.bytes()[0])];
+        match shard.get().map_or_else(|| io::open_dir_at(blobs, name.shard()).map(|dir| shard.get_or_init(|| dir)), Ok) {
+            Ok(dir) => (dir.as_fd(), name.file()),
+            // Not made yet, or no descriptor is left: the longer way tells.
+            Err(_) => (blobs.as_fd(), name),
+        }
+    }
+
+    fn error(&self, what: &'static str, digest: &Digest) -> impl FnOnce(std::io::Error) -> Error {
+        Error::io(what, self.store.blob_path(digest))
+    }
+
+    /// Whether the blob is there and will stay: renews it where that is due. Counts as a hit of deduplication.
+    pub(super) fn find(&self, digest: &Digest, name: &BlobName) -> Result<bool> {
+        let (dir, at) = self.place(digest, name);
+        match io::stat_at(dir, at).map_err(|error| self.error("stat", digest)(error))? {
+            // An empty file is what a crash leaves of a name whose data never reached the disk.
+            None => return Ok(false),
+            Some(meta) if meta.len == 0 => return Ok(false),
+            Some(meta) if meta.age() > RENEW_AFTER => {
+                let _hold = Hold::shared(&self.store.root)?;
+                match io::touch_at(dir, at) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+                    Err(error) => return Err(self.error("renew", digest)(error)),
+                }
+            }
+            Some(_) => {}
+        }
+        self.store.counters.deduplicated.add(1);
+        Ok(true)
+    }
+
+    /// Writes a blob whose digest is known to be true.
+    pub(super) fn begin(&self, digest: &Digest, content: &[u8]) -> Result<Put<'_>> {
+        let name = layout::blob(digest);
+        if self.find(digest, &name)? {
+            return Ok(Put::Found);
+        }
+        let frame = self.store.options.encoding.encode(content);
+        let temporary = self.write(digest, &name, |file| frame.write(|slices| io::write_all_vectored(file, slices)))?;
+        let counters = &self.store.counters;
+        if frame.is_compressed() { &counters.compressed } else { &counters.stored }.add(1);
+        counters.bytes_written.add(content.len() as u64);
+        Ok(Put::Written(temporary))
+    }
+
+    /// Writes a frame to a temporary beside its place.
+    pub(super) fn write(&self, digest: &Digest, name: &BlobName, frame: impl FnOnce(&File) -> std::io::Result<()>) -> Result<Temporary<'_>> {
+        let (temporary, file) = self.create(digest, name)?;
+        frame(&file).map_err(|error| self.error("write", digest)(error))?;
+        if self.store.options.durability == Durability::Each {
+            file.sync_data().map_err(|error| self.error("sync", digest)(error))?;
+        }
+        Ok(temporary)
+    }
+
+    /// Makes a temporary for a blob; a directory that somebody removed meanwhile is made again.
+    pub(super) fn create(&self, digest: &Digest, name: &BlobName) -> Result<(Temporary<'_>, File)> {
+        self.store.make_shard(digest, name)?;
+        let create = || {
+            let (dir, at) = self.place(digest, name);
+            Temporary::create(dir, at)
+        };
+        create()
+            .or_else(|error| {
+                if error.kind() != ErrorKind::NotFound {
+                    return Err(error);
+                }
+                io::create_dir_at(&self.store.blobs, name.shard())?;
+                create()
+            })
+            .map_err(|error| self.error("write", digest)(error))
+    }
+
+    /// Begins a put and, unless the group does it, ends it.
+    pub(super) fn settle<'t>(&self, digest: &Digest, put: Put<'t>) -> Result<(Digest, Put<'t>)> {
+        match self.store.options.durability {
+            Durability::Group => Ok((*digest, put)),
+            Durability::None => self.finish(digest, put).map(|()| (*digest, Put::Found)),
+            Durability::Each => {
+                if matches!(put, Put::Found) {
+                    self.sync_blob(digest)?;
+                }
+                self.finish(digest, put)?;
+                self.sync_shard(digest)?;
+                Ok((*digest, Put::Found))
+            }
+        }
+    }
+
+    /// Gives a written blob its name.
+    fn finish(&self, digest: &Digest, put: Put<'_>) -> Result<()> {
+        if let Put::Written(temporary) = put {
+            let name = layout::blob(digest);
+            let (dir, at) = self.place(digest, &name);
+            temporary.place(dir, at).map_err(|error| self.error("rename", digest)(error))?;
+            self.store.counters.written.add(1);
+        }
+        Ok(())
+    }
+
+    fn sync_blob(&self, digest: &Digest) -> Result<()> {
+        let name = layout::blob(digest);
+        let (dir, at) = self.place(digest, &name);
+        io::open_at(dir, at).and_then(|file| file.sync_data()).map_err(|error| self.error("sync", digest)(error))
+    }
+
+    fn sync_shard(&self, digest: &Digest) -> Result<()> {
+        let sync = || {
+            io::sync_dir(io::open_dir_at(&self.store.blobs, layout::blob(digest).shard())?)?;
+            io::sync_dir(&self.store.blobs)
+        };
+        sync().map_err(|error| self.error("sync", digest)(error))
+    }
+
+    /// Brings a group to stable storage: data first, then names. Blobs that were found count too, since another handle may have put them
+    /// without waiting.
+    pub(super) fn commit(&self, group: Vec<(Digest, Put<'_>)>) -> Result<()> {
+        if self.store.options.durability != Durability::Group || group.is_empty() {
+            return Ok(());
+        }
+        let mut shards: Vec<Digest> = group.iter().map(|(digest, _)| *digest).collect();
+        shards.sort_unstable_by_key(|digest| digest.bytes()[0]);
+        shards.dedup_by_key(|digest| digest.bytes()[0]);
+        let whole = |n: usize| Ok(n >= MANY_FILES && io::sync_file_system(&self.store.blobs).map_err(Error::io("sync", &self.store.root))?);
+
+        if !whole(group.len())? {
+            for_each(group.iter().collect(), |(digest, put)| match put {
+                Put::Found => self.sync_blob(digest),
+                Put::Written(temporary) => temporary.sync().map_err(|error| self.error("sync", digest)(error)),
+            })?;
+        }
+        for_each(group, |(digest, put)| self.finish(&digest, put))?;
+        if !whole(shards.len())? {
+            for_each(shards, |digest| self.sync_shard(&digest))?;
+        }
+        Ok(())
+    }
+
+    /// Puts all blobs; `name` tells an item's digest where it is known, and it is believed only when the blob is there already.
+    pub(super) fn put(&self, blobs: &[&[u8]], name: impl Fn(usize) -> Option<Digest> + Sync, monitor: &Monitor) -> Result<Vec<Digest>> {
+        let lens: Vec<usize> = blobs.iter().map(|blob| blob.len()).collect();
+        pool::install(|| {
+            let mut digests = Vec::with_capacity(blobs.len());
+            for group in cut(0..blobs.len(), usize::MAX, GROUP_BYTES, |index| lens[index]) {
+                let tasks = cut(group.clone(), pool::share(group.len(), TASK_BLOBS), TASK_BYTES, |index| lens[index]);
+                let task = |task| self.put_task(blobs, task, &name, monitor);
+                let done: Vec<Vec<_>> = tasks.into_par_iter().map(task).collect::<Result<_>>()?;
+                let group: Vec<_> = done.into_iter().flatten().collect();
+                digests.extend(group.iter().map(|(digest, _)| *digest));
+                self.commit(group)?;
+            }
+            Ok(digests)
+        })
+    }
+
+    fn put_task(
+        &self,
+        blobs: &[&[u8]],
+        task: Range<usize>,
+        name: impl Fn(usize) -> Option<Digest>,
+        monitor: &Monitor,
+    ) -> Result<Vec<(Digest, Put<'_>)>> {
+        monitor.check()?;
+        let known = |digest: &Digest| self.store.check_algorithm(digest).and_then(|()| self.find(digest, &layout::blob(digest)));
+        let found = |index| match name(index) {
+            Some(digest) => known(&digest).map(|found| found.then_some(digest)).map_err(|error| error.at(index)),
+            None => Ok(None),
+        };
+        let found: Vec<Option<Digest>> = task.clone().map(found).collect::<Result<_>>()?;
+        let fresh: Vec<&[u8]> = task.clone().zip(&found).filter(|(_, found)| found.is_none()).map(|(index, _)| blobs[index]).collect();
+        let mut hashed = digest::hash_many(self.store.algorithm(), &fresh).into_iter();
+        let put = |(index, found): (usize, Option<Digest>)| {
+            let mut put = || {
+                let Some(digest) = found else {
+                    let digest = hashed.next().expect("one for each that was not found");
+                    if let Some(name) = name(index).filter(|name| *name != digest) {
+                        return Err(Error::integrity(&name, format!("its bytes hash to {digest}")));
+                    }
+                    monitor.check()?;
+                    return self.settle(&digest, self.begin(&digest, blobs[index])?);
+                };
+                self.settle(&digest, Put::Found)
+            };
+            put().map_err(|error| error.at(index))
+        };
+        let puts = task.clone().zip(found).map(put).collect::<Result<_>>()?;
+        monitor.advance(task.len() as u64, blobs[task].iter().map(|blob| blob.len() as u64).sum())?;
+        Ok(puts)
+    }
+}
+
+/// Handles a few files here, and many on the pool.
+fn for_each<T: Send>(items: Vec<T>, work: impl Fn(T) -> Result<()> + Send + Sync) -> Result<()> {
+    if items.len() < MANY_FILES { items.into_iter().try_for_each(work) } else { pool::install(|| items.into_par_iter().try_for_each(work)) }
+}
+
+/// Cuts a batch into pieces of at most `most` items and, unless a single one has more, `most_bytes` bytes.
+pub(super) fn cut(items: Range<usize>, most: usize, most_bytes: usize, len: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut bytes) = (items.start, 0_usize);
+    for index in items.clone() {
+        if index > start && (index - start >= most || bytes.saturating_add(len(index)) > most_bytes) {
+            pieces.push(start..index);
+            (start, bytes) = (index, 0);
+        }
+        bytes = bytes.saturating_add(len(index));
+    }
+    if start < items.end {
+        pieces.push(start..items.end);
+    }
+    pieces
+}
