@@ -5,11 +5,13 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint bench fmt clean python-found cargo-found
+.PHONY: help demo test quick lint bench bench-check fmt clean python-found cargo-found
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# For instance --rounds 3, --only zstd or --disk DIR; `python -m benches.compare --help` lists them.
+BENCH_ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install
@@ -30,7 +32,7 @@ colour := $(if $(and $(MAKE_TERMOUT),$(if $(NO_COLOR),,1)),yes,no)
 say = printf '$(if $(filter yes,$(colour)),\033[1m==> %s\033[0m,==> %s)\n' "$(1)"
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(MODULE) ## Carry real KV pages and a directory to a registry and back, and compare every byte
 	@$(PY) examples/demo.py
@@ -63,9 +65,20 @@ lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check 
 	else echo "cargo-deny is not installed (cargo install cargo-deny --locked); only the licence test of the test suite looks"; fi
 	@$(call say,nothing to complain about)
 
-bench: $(MODULE) $(VENV)/.bench ## Measure against the peers, on real pages
-	@$(PY) -m pytest benches --benchmark-only --benchmark-sort=fullname $(PYTEST_ARGS)
-	@$(PY) -m benches.compare
+bench: $(MODULE) $(VENV)/.bench cargo-found ## Measure the kernels, the public calls, and all beside the peers; writes docs/performance.md
+	@$(call say,kernels)
+	@cargo bench --locked -p pfimg-core --benches -- --quiet
+	@$(call say,public calls)
+	@$(PY) -m pytest -q benches --benchmark-only --benchmark-sort=fullname --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
+	@$(call say,beside the peers)
+	@$(PY) -m benches.peers
+	@$(PY) -m benches.compare $(BENCH_ARGS)
+	@$(PY) -m benches.report
+	@$(call say,docs/performance.md has the new tables)
+
+bench-check: $(MODULE) $(VENV)/.bench ## Measure briefly and fail where a ratio fell behind benches/baseline.json
+	@$(PY) -m benches.peers
+	@$(PY) -m benches.check $(BENCH_ARGS)
 
 fmt: $(VENV)/.lint cargo-found ## Format Python and Rust
 	@$(VENV)/bin/ruff format --quiet .

@@ -1,95 +1,130 @@
-"""Rates of all systems, their rounds interleaved, as the table in docs/performance.md.
+"""Measures everything side by side and keeps the times in a JSON file.
 
-    python -m benches.compare [--rounds N] [--json FILE]
+    python -m benches.compare [--rounds N] [--only NAME…] [--into FILE] [--disk DIR]
 
-A figure is the median over the rounds; a ratio is the median of the ratios within each round, so that whatever else the
-machine does hurts both sides alike.
+Groups that were measured replace those of the same name in the file, from which `python -m benches.report` writes
+docs/performance.md.
 """
 
 import argparse
 import json
 import os
 import platform
-import sys
-from collections import defaultdict
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import rmtree
-from statistics import median
 from tempfile import mkdtemp
-from time import perf_counter
+from typing import Any
 
-import numpy as np
+import pfimg
+from pfimg._core import threads
 
-from .systems import SIZES, SYSTEMS, real_pages, share
+from . import rounds
+from .groups import all_groups
+from .peers import lmcache, zipnn
 
-TOTAL_BYTES = 128 << 20
-Rates = dict[tuple[str, str, str], list[float]]
-
-
-def measure(rounds: int, base: Path) -> Rates:
-    """GB/s by (size, system, "store" or "load"), one entry a round; the first round only warms up."""
-    rates: Rates = defaultdict(list)
-    for size, page_bytes in SIZES.items():
-        out = np.zeros_like(real_pages(page_bytes, TOTAL_BYTES, 0))
-        for round_ in range(rounds + 1):
-            pages = real_pages(page_bytes, TOTAL_BYTES, round_)
-            for system in SYSTEMS:
-                # A fresh directory each time; all are deleted at the end, since deleting slows down what is created next.
-                subject = system(base / f"{page_bytes}-{round_}-{system.name}")
-                batch, rows = share(system, pages), share(system, out)
-                start = perf_counter()
-                names = subject.store(batch)
-                stored = perf_counter()
-                subject.load(names, rows)
-                loaded = perf_counter()
-                if not np.array_equal(rows, batch):
-                    sys.exit(f"{system.name} did not give back what it got")
-                rows[:] = 0
-                if round_ > 0:
-                    rates[size, system.name, "store"].append(batch.nbytes / (stored - start) / 1e9)
-                    rates[size, system.name, "load"].append(batch.nbytes / (loaded - stored) / 1e9)
-            print(f"{size}: round {round_} of {rounds}", file=sys.stderr)
-        for directory in base.iterdir():
-            rmtree(directory)
-    return rates
+RESULTS = Path(__file__).parent / "results.json"
+Document = dict[str, Any]
 
 
-def table(rates: Rates) -> str:
-    """The medians and ratios in Markdown."""
-    ours, *others = (system.name for system in SYSTEMS)
-    titles = ["page size", "call", *(f"{name} GB/s" for name in (ours, *others)), *(f"× {name}" for name in others)]
-    lines = [
-        "| " + " | ".join(titles) + " |",
-        "|---|---|" + "---:|" * (1 + 2 * len(others)),
-    ]
-    for size in SIZES:
-        for call in ("store", "load"):
-            own = rates[size, ours, call]
-            cells = [f"{median(rates[size, name, call]):.3g}" for name in (ours, *others)]
-            cells += [f"{median(a / b for a, b in zip(own, rates[size, name, call], strict=True)):.3g} ×" for name in others]
-            lines.append(f"| {size} | {call} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    cpu = next((line.split(": ")[1] for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
+    return {
+        "processor": f"{cpu.strip()}, {os.cpu_count()} cores",
+        "threads": str(threads()),
+        "memory": f"{int(memory) / 2**20:.0f} GiB",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """The peers' versions, and ours."""
+    found = {"pfimg": pfimg.__version__, "LMCache": lmcache.VERSION, "ZipNN": zipnn.VERSION}
+    for package in ("processfork", "zstandard", "orjson", "blake3", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    for command in ("git", "restic"):
+        try:
+            said = subprocess.run([command, "version"], check=True, capture_output=True, text=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        found[command] = next(word for word in said.split() if word[0].isdigit())
+    return found
+
+
+def file_system(directory: Path) -> str:
+    """The type of the file system that a directory is on."""
+    mounts = [line.split() for line in _lines("/proc/self/mounts")]
+    above = [(len(point), kind) for _, point, kind, *_ in mounts if directory.resolve().is_relative_to(point)]
+    return max(above)[1] if above else "unknown"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+
+
+def measure(only: list[str], count: int, memory: Path, disk: Path, say: Callable[[str], None]) -> dict[str, Document]:
+    """The groups whose names contain one of `only`, or all."""
+    results = {}
+    for name, make in all_groups():
+        if only and not any(part in name for part in only):
+            continue
+        group = make()
+        base = Path(mkdtemp(prefix="pfimg-bench-", dir=disk if group.on_disk else memory))
+        try:
+            result = rounds.run(group, count, base, say)
+        finally:
+            rmtree(base)
+        results[name] = {
+            "title": group.title,
+            "item_bytes": group.item_bytes,
+            "place": file_system(base.parent),
+            "date": datetime.now(UTC).date().isoformat(),
+            "rounds": count,
+            "disturbed_rounds": result.disturbed,
+            "missing": result.missing,
+            "seconds": {
+                call: {who: [float(f"{second:.5g}") for second in by[who]] for who in group.contenders if who in by}
+                for call, by in result.seconds.items()
+            },
+        }
+        for who, why in result.missing.items():
+            say(f"{name}: without {who} ({why})")
+    return results
+
+
+def options() -> argparse.ArgumentParser:
+    """What a measurement may be told."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    memory = Path("/dev/shm")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that count")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="groups whose name contains this")
+    parser.add_argument("--memory", type=Path, default=memory if memory.is_dir() else None, help="a directory in memory")
+    parser.add_argument("--disk", type=Path, default=Path(__file__).parents[1] / ".cache", help="a directory on a disk")
+    return parser
 
 
 def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: 7)")
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    options = parser.parse_args()
-    shared_memory = Path("/dev/shm")
-    base = Path(mkdtemp(prefix="pfimg-bench-", dir=shared_memory if shared_memory.is_dir() else None))
-    try:
-        rates = measure(options.rounds, base)
-    finally:
-        rmtree(base)
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = cpus[0].split(": ")[1].strip() if cpus else platform.processor()
-    print(f"{os.cpu_count()} cores, {model}, {platform.system()}, Python {platform.python_version()}, in {base.parent}\n")
-    print(table(rates))
-    if options.json:
-        rows = [{"size": size, "system": name, "call": call, "gb_per_s": values} for (size, name, call), values in rates.items()]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    parser = options()
+    parser.add_argument("--into", type=Path, default=RESULTS, help="the file")
+    told = parser.parse_args()
+    told.disk.mkdir(exist_ok=True)
+    document: Document = json.loads(told.into.read_text()) if told.into.exists() else {"groups": {}}
+    if document.get("machine") != machine():
+        document = {"machine": machine(), "groups": {}}  # figures of two machines do not stand in one table
+    groups = measure(told.only, told.rounds, told.memory, told.disk, rounds.say)
+    document |= {"versions": versions(), "groups": document["groups"] | groups}
+    told.into.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,68 +1,149 @@
-"""What is measured beside what: each system stores a batch of pages and loads it back into a buffer.
+"""What keeps pages: pfimg and what users would take instead. Each stores a batch and loads it back into memory that is there.
 
-Every system keeps one zstd file a page in a directory of its own, under the page's SHA-256, and verifies what it loads, so that
-all do the same work. None of them waits for the disk (`durability="none"`; the reference always syncs, which costs nothing on
-tmpfs).
+All have as many threads as pfimg. Opening and closing are not timed, nor is making the names that systems need that do not hash.
 """
 
+import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 
 import pfimg
+from pfimg._core import threads
 
-Pages = npt.NDArray[np.uint8]
-DATA = Path(__file__).parent.parent / "tests" / "data"
+from .pages import Batch
+from .peers import Missing, lmcache
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class System(Protocol):
     """One way to keep pages."""
 
-    name: str
     # A slow system gets only the first so many bytes of each batch.
     most_bytes: int
 
-    def __init__(self, root: Path) -> None: ...
-    def store(self, pages: Pages) -> Sequence[str]: ...
-    def load(self, names: Sequence[str], out: Pages) -> None: ...
+    def store(self, batch: Batch) -> Sequence[str]: ...
+    def load(self, names: Sequence[str], batch: Batch) -> None: ...
+    def close(self) -> None: ...
 
 
 class Pfimg:
-    """`put_many` and `get_many(out=)`."""
+    """`put_many(array)` and `get_many(names, out=array)`: hashed, written to a temporary, renamed; verified as it is read."""
 
-    name = "pfimg"
+    most_bytes = sys.maxsize
+
+    def __init__(self, root: Path, *, codec: str = "auto", durability: str = "none") -> None:
+        self.pages = pfimg.PfStore.open(root, codec=codec, durability=durability)
+
+    def store(self, batch: Batch) -> Sequence[str]:
+        return self.pages.put_many(batch.pages)
+
+    def load(self, names: Sequence[str], batch: Batch) -> None:
+        self.pages.get_many(names, out=batch.out)
+
+    def close(self) -> None:
+        pass
+
+
+class LMCache:
+    """LMCache's C++ client for files: no hashing, no verifying."""
+
     most_bytes = sys.maxsize
 
     def __init__(self, root: Path) -> None:
-        self._store = pfimg.PfStore.open(root, durability="none")
+        self.client = lmcache.LMCache(root, workers=threads())
 
-    def store(self, pages: Pages) -> Sequence[str]:
-        return self._store.put_many(pages)
+    def store(self, batch: Batch) -> Sequence[str]:
+        self.client.put_many(batch.keys, batch.views)
+        return batch.keys
 
-    def load(self, names: Sequence[str], out: Pages) -> None:
-        self._store.get_many(names, out=out)
+    def load(self, names: Sequence[str], batch: Batch) -> None:
+        self.client.get_many(names, batch.rows)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _Threads:
+    """Gives each of its threads an equal run of the items."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(threads())
+
+    def map(self, work: Callable[..., Any], *items: Sequence[Any]) -> list[Any]:
+        step = -(-len(items[0]) // threads())
+        runs = range(0, len(items[0]), step)
+        results = self._pool.map(lambda start: list(map(work, *(item[start : start + step] for item in items))), runs)
+        return [result for run in results for result in run]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class PlainFiles:
+    """A file a page by Python threads, temporary and rename: no hashing, no verifying; `sync`: one `syncfs` after a batch."""
+
+    most_bytes = sys.maxsize
+
+    def __init__(self, root: Path, *, sync: bool = False) -> None:
+        root.mkdir()
+        self._root, self._sync = os.open(root, os.O_RDONLY), sync
+        self._threads = _Threads()
+
+    def _put(self, name: str, page: memoryview) -> None:
+        temporary = f"{name}.tmp"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self._root)
+        os.write(file, page)
+        os.close(file)
+        os.rename(temporary, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+
+    def _get(self, name: str, row: memoryview) -> None:
+        file = os.open(name, os.O_RDONLY, dir_fd=self._root)
+        os.readv(file, [row])
+        os.close(file)
+
+    def store(self, batch: Batch) -> Sequence[str]:
+        self._threads.map(self._put, batch.keys, batch.views)
+        if self._sync and _libc.syncfs(self._root) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs")
+        return batch.keys
+
+    def load(self, names: Sequence[str], batch: Batch) -> None:
+        self._threads.map(self._get, names, batch.rows)
+
+    def close(self) -> None:
+        self._threads.close()
+        os.close(self._root)
+
+
+class _Codec(threading.local):
+    """A thread's own contexts, made once."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.decompressor = zstandard.ZstdDecompressor()
 
 
 class Expert:
-    """What a careful Python programmer writes: `hashlib` and `zstandard` at level 1, temporary and rename, in two threads."""
+    """What a careful Python programmer writes: `hashlib`, `zstandard` at level 1, temporary and rename; verified when read."""
 
-    name = "hashlib + zstandard"
     most_bytes = sys.maxsize
-    threads = 2
 
     def __init__(self, root: Path) -> None:
         self._root = root
         for shard in range(256):
             (root / f"{shard:02x}").mkdir(parents=True)
-        self._pool = ThreadPoolExecutor(self.threads)
+        self._threads = _Threads()
+        self._own = _Codec()
 
     def _put(self, page: memoryview) -> str:
         name = hashlib.sha256(page).hexdigest()
@@ -70,57 +151,47 @@ class Expert:
         if not os.path.exists(path):
             temporary = f"{path}.tmp"
             with open(temporary, "wb", buffering=0) as file:
-                file.write(zstandard.ZstdCompressor(level=1).compress(page))
+                file.write(self._own.compressor.compress(page))
             os.rename(temporary, path)
         return name
 
-    def _get(self, name: str, out: memoryview) -> None:
+    def _get(self, name: str, row: memoryview) -> None:
         with open(f"{self._root}/{name[:2]}/{name}.zst", "rb", buffering=0) as file:
-            page = zstandard.ZstdDecompressor().decompress(file.read())
+            page = self._own.decompressor.decompress(file.read())
         if hashlib.sha256(page).hexdigest() != name:
             raise ValueError(name)
-        out[:] = page
+        row[:] = page
 
-    def store(self, pages: Pages) -> Sequence[str]:
-        return list(self._pool.map(self._put, map(memoryview, pages)))
+    def store(self, batch: Batch) -> Sequence[str]:
+        return self._threads.map(self._put, batch.views)
 
-    def load(self, names: Sequence[str], out: Pages) -> None:
-        list(self._pool.map(self._get, names, map(memoryview, out)))
+    def load(self, names: Sequence[str], batch: Batch) -> None:
+        self._threads.map(self._get, names, batch.rows)
+
+    def close(self) -> None:
+        self._threads.close()
 
 
 class Reference:
-    """The published package: `put_blob` and `read_blob`, one page a call (zstd level 19, on one thread)."""
+    """The published package: `put_blob` and `read_blob`, one page a call (zstd level 19, on one thread, always synchronised)."""
 
-    name = "processfork"
-    most_bytes = 4 << 20
+    most_bytes = 1 << 20
 
     def __init__(self, root: Path) -> None:
-        import processfork
-
+        try:
+            import processfork
+        except ImportError as error:
+            raise Missing(f"processfork: {error}") from error
         self._package = processfork
         self._store = processfork.PfStore.open(str(root))
 
-    def store(self, pages: Pages) -> Sequence[str]:
-        return [self._package.put_blob(self._store, page.tobytes()) for page in pages]
+    def store(self, batch: Batch) -> Sequence[str]:
+        count = max(1, self.most_bytes // batch.page_bytes)
+        return [self._package.put_blob(self._store, page.tobytes()) for page in batch.pages[:count]]
 
-    def load(self, names: Sequence[str], out: Pages) -> None:
-        for name, row in zip(names, out, strict=True):
+    def load(self, names: Sequence[str], batch: Batch) -> None:
+        for name, row in zip(names, batch.out, strict=False):
             row[:] = np.frombuffer(self._package.read_blob(self._store, name), np.uint8)
 
-
-def share(system: type[System], pages: Pages) -> Pages:
-    """The part of a batch that a system gets: whole pages, at least one."""
-    return pages[: max(1, system.most_bytes // pages.shape[1])]
-
-
-SYSTEMS: tuple[type[System], ...] = (Pfimg, Expert, Reference)
-SIZES = {"64 KiB": 65_536, "73,728 B": 73_728, "2 MiB": 2_097_152}
-
-
-def real_pages(page_bytes: int, total_bytes: int, salt: int) -> Pages:
-    """Pages of real bf16 keys and values, cut to `page_bytes`, each made unique by a counter and `salt` in its first 16 bytes."""
-    sample = np.concatenate([np.load(DATA / f"kv_{side}_pages.npy").reshape(-1).view(np.uint8) for side in "kv"])
-    n = max(1, total_bytes // page_bytes)
-    pages = np.resize(sample, (n, page_bytes))
-    pages[:, :16].view(np.uint64)[:] = [[salt, ix] for ix in range(n)]
-    return pages
+    def close(self) -> None:
+        pass

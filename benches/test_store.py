@@ -1,21 +1,21 @@
-"""Storing and loading real KV pages, every system beside the others in one run."""
+"""The public calls of a store on real pages of 73,728 bytes; `benches.compare` holds them against others."""
 
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from typing import Any
 
-import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from .systems import SIZES, SYSTEMS, System, real_pages, share
+import pfimg
 
-# The reference needs a minute for what the others do in a blink.
-pytestmark = pytest.mark.timeout(600)
+from .groups import MIB, SIZES
+from .pages import Batch
+
 ROUNDS = 5
-TOTAL_BYTES = 64 << 20
 
 
 @pytest.fixture
@@ -27,29 +27,69 @@ def root() -> Iterator[Path]:
     rmtree(path)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-def test_store(benchmark: BenchmarkFixture, root: Path, system: type[System], size: str) -> None:
-    """Stores pages that are not there yet."""
-    subject = system(root / "store")
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return Batch(SIZES["73,728 B"], 64 * MIB)
+
+
+@pytest.fixture
+def store(root: Path) -> pfimg.PfStore:
+    return pfimg.PfStore.open(root, durability="none")
+
+
+@pytest.mark.parametrize("codec", ["auto", "zstd", "store"])
+def test_put_many(benchmark: BenchmarkFixture, root: Path, batch: Batch, codec: str) -> None:
+    store = pfimg.PfStore.open(root, codec=codec, durability="none")
+    salts = count()
+    names = benchmark.pedantic(
+        lambda: store.put_many(batch.pages), setup=lambda: batch.renew(next(salts)), rounds=ROUNDS, warmup_rounds=1
+    )
+    assert len(set(names)) == len(batch)
+
+
+def test_put_many_of_stored_pages(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
+    names = store.put_many(batch.pages)
+    assert benchmark(store.put_many, batch.pages) == names
+
+
+def test_put_many_of_stored_digests(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
+    names = store.put_many(batch.pages)
+    assert benchmark(lambda: store.put_many(batch.pages, digests=names)) == names
+
+
+def test_has_many(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
+    assert all(benchmark(store.has_many, store.put_many(batch.pages)))
+
+
+@pytest.mark.parametrize("errors", ["raise", "mask"])
+def test_get_many_into_memory(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch, errors: str) -> None:
+    names = store.put_many(batch.pages)
+    masked: Any = store.get_many  # the literal types of `errors` do not come from parameters
+    benchmark(lambda: masked(names, out=batch.out, errors=errors))
+    batch.check(len(batch))
+
+
+def test_get_many_as_bytes(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
+    assert len(benchmark(store.get_many, store.put_many(batch.pages))) == len(batch)
+
+
+def test_put(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
     salts = count()
 
     def fresh() -> tuple[tuple[object], dict[str, object]]:
-        return (share(system, real_pages(SIZES[size], TOTAL_BYTES, next(salts))),), {}
+        batch.renew(next(salts))
+        return (batch.views[0],), {}
 
-    names = benchmark.pedantic(subject.store, setup=fresh, rounds=ROUNDS, warmup_rounds=1)
-    benchmark.extra_info["bytes"] = len(names) * SIZES[size]
-    assert len(set(names)) == len(names)
+    benchmark.pedantic(store.put, setup=fresh, rounds=50, warmup_rounds=5)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-def test_load(benchmark: BenchmarkFixture, root: Path, system: type[System], size: str) -> None:
-    """Loads them back, verified, into a buffer that is there already."""
-    subject = system(root / "store")
-    pages = share(system, real_pages(SIZES[size], TOTAL_BYTES, 0))
-    names = subject.store(pages)
-    out = np.zeros_like(pages)
-    benchmark.pedantic(subject.load, args=(names, out), rounds=ROUNDS, warmup_rounds=1)
-    benchmark.extra_info["bytes"] = pages.nbytes
-    assert np.array_equal(out, pages)
+def test_get(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
+    assert benchmark(store.get, store.put(batch.views[0])) == batch.views[0]
+
+
+def test_pages_there_and_back(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
+    meta = pfimg.CacheMeta(page_size_tokens=16, n_layers=6, n_heads=12, head_dim=32, dtype="bf16")
+    half = len(batch) // 2
+    pages = store.put_pages(meta, batch.pages[:half], batch.pages[half : 2 * half])
+    benchmark(lambda: store.get_pages(pages, out_k=batch.out[:half], out_v=batch.out[half : 2 * half]))
+    batch.check(2 * half)

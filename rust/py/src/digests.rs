@@ -5,10 +5,14 @@ use std::convert::Infallible;
 use pfimg_core::{Algorithm, Digest, digest};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+use rayon::prelude::*;
 
-use crate::buffers::Buffer;
+use crate::buffers::{Batch, Buffer};
 use crate::errors::{Raised, Result};
 use crate::work;
+
+/// Blobs that one thread hashes at a time: enough to fill the lanes of any kernel, few enough to share a small batch out evenly.
+const HASHED_AT_ONCE: usize = 32;
 
 /// A digest that comes from or goes to Python as `sha256:<64 hex>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,4 +51,18 @@ pub fn names(digests: Vec<Digest>) -> Vec<PyDigest> {
 pub fn digest_of(py: Python<'_>, data: &Bound<'_, PyAny>) -> Result<PyDigest> {
     let data = Buffer::of(data, "data")?;
     Ok(PyDigest(work::compute(py, data.bytes().len(), || digest::hash(Algorithm::Sha256, data.bytes()))))
+}
+
+/// The digests of many blobs, hashed on the pool: a sequence of buffers, or one buffer of two or more dimensions, axis 0 = blobs.
+#[pyfunction]
+#[pyo3(signature = (buffers, *, algorithm = "sha256"))]
+pub fn digests_of(py: Python<'_>, buffers: &Bound<'_, PyAny>, algorithm: &str) -> Result<Vec<PyDigest>> {
+    let algorithm: Algorithm = algorithm.parse()?;
+    let batch = Batch::of(buffers, "buffers", "use digest_of")?;
+    let blobs = batch.blobs();
+    let found = work::run(py, None, |monitor| {
+        let hash = |blobs: &[&[u8]]| monitor.check().map(|()| digest::hash_many(algorithm, blobs));
+        blobs.par_chunks(HASHED_AT_ONCE).map(hash).collect::<pfimg_core::Result<Vec<_>>>()
+    })?;
+    Ok(names(found.concat()))
 }

@@ -23,7 +23,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::digests::digest_of;
+    use crate::digests::{digest_of, digests_of};
     #[pymodule_export]
     use crate::documents::image::{
         AgentInfo, CacheLayer, EffectsLayer, ModelLayer, PyManifest, TraceLayer, WorldLayer, manifest_blob_digests, transitive_blob_digests,

@@ -1,0 +1,226 @@
+"""What is measured together. Ours comes first; `Limits` are what no program that does the work can pass."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import pfimg
+from pfimg._core import decode_frame, digests_of, encode_frame, threads
+
+from .pages import Batch
+from .peers import Missing, zipnn
+from .rounds import Contender, Group, timed
+from .systems import Expert, LMCache, Pfimg, PlainFiles, Reference, System
+
+MIB = 1 << 20
+SIZES = {"64 KiB": 65_536, "73,728 B": 73_728, "2 MiB": 2 * MIB}
+BATCH_BYTES = 128 * MIB
+
+
+def stores_and_loads(system: Callable[[Path], System], batch: Batch) -> Contender:
+    """Times a batch there and back, and checks that it is the same."""
+
+    def run(root: Path) -> dict[str, float]:
+        subject = system(root)
+        names, storing = timed(subject.store, batch)
+        _, loading = timed(subject.load, names, batch)
+        subject.close()
+        batch.check(len(names))
+        return {"store": storing / len(names), "load": loading / len(names)}
+
+    return run
+
+
+def _there_and_back(systems: Mapping[str, Callable[[Path], System]], batch: Batch) -> dict[str, Contender]:
+    return {name: stores_and_loads(system, batch) for name, system in systems.items()}
+
+
+def limits(batch: Batch) -> dict[str, Contender]:
+    """Our kernel alone over the pages, and a copy of them, with all threads."""
+
+    def hash_alone(_root: Path) -> dict[str, float]:
+        _, seconds = timed(digests_of, batch.pages)
+        return {"hash": seconds / len(batch)}
+
+    def copy(_root: Path) -> dict[str, float]:
+        parts = np.array_split(np.arange(len(batch)), threads())
+        with ThreadPoolExecutor(threads()) as pool:
+            runs = [slice(part[0], part[-1] + 1) for part in parts if len(part)]
+            _, seconds = timed(lambda: list(pool.map(lambda run: np.copyto(batch.out[run], batch.pages[run]), runs)))
+        batch.check(len(batch))
+        return {"copy": seconds / len(batch)}
+
+    return {"hash alone": hash_alone, "memory copy": copy}
+
+
+def storing(label: str) -> Group:
+    """Pages of one size, in memory, nothing waits for a disk."""
+    batch = Batch(SIZES[label], BATCH_BYTES)
+    systems: dict[str, Callable[[Path], System]] = {
+        "pfimg": Pfimg,
+        'pfimg, codec="store"': partial(Pfimg, codec="store"),
+        "LMCache": LMCache,
+        "plain files": PlainFiles,
+        "expert Python": Expert,
+    }
+    if label == "73,728 B":
+        systems["processfork"] = Reference
+    contenders = _there_and_back(systems, batch) | limits(batch)
+    return Group(f"pages of {label}", f"real pages of {label}", batch.page_bytes, contenders, batch.renew)
+
+
+def small() -> Group:
+    """Many small blobs."""
+    batch = Batch(4096, 20_000 * 4096)
+    systems: dict[str, Callable[[Path], System]] = {"pfimg": Pfimg, "LMCache": LMCache, "plain files": PlainFiles}
+    contenders = _there_and_back(systems, batch) | limits(batch)
+    return Group("20,000 × 4 KiB", "20,000 blobs of 4 KiB", batch.page_bytes, contenders, batch.renew)
+
+
+def presence() -> Group:
+    """Pages that are stored already."""
+    batch = Batch(4096, 20_000 * 4096)
+
+    def ours(root: Path) -> dict[str, float]:
+        store = pfimg.PfStore.open(root)
+        names = store.put_many(batch.pages)
+        again, putting = timed(lambda: store.put_many(batch.pages, digests=names))
+        found, looking = timed(store.has_many, names)
+        assert again == names
+        assert all(found)
+        return {"put again": putting / len(batch), "look up": looking / len(batch)}
+
+    def peer(root: Path) -> dict[str, float]:
+        system = LMCache(root)
+        names = system.store(batch)
+        found, looking = timed(system.client.exists, names)
+        system.close()
+        assert all(found)
+        return {"look up": looking / len(batch)}
+
+    return Group("presence", "20,000 stored blobs", 0, {"pfimg": ours, "LMCache": peer}, batch.renew)
+
+
+def disk(label: str) -> Group:
+    """Pages that have reached the disk when the call returns."""
+    batch = Batch(SIZES[label], BATCH_BYTES)
+    systems: dict[str, Callable[[Path], System]] = {
+        "pfimg": partial(Pfimg, durability="group"),
+        "plain files": partial(PlainFiles, sync=True),
+    }
+    contenders = {name: _storing_only(system, batch) for name, system in systems.items()}
+    return Group(f"disk, {label}", f"real pages of {label} to the disk", batch.page_bytes, contenders, batch.renew, on_disk=True)
+
+
+def _storing_only(system: Callable[[Path], System], batch: Batch) -> Contender:
+    def run(root: Path) -> dict[str, float]:
+        subject = system(root)
+        names, seconds = timed(subject.store, batch)
+        subject.close()
+        return {"store": seconds / len(names)}
+
+    return run
+
+
+def compressing() -> Group:
+    """Every page through zstd at level 1."""
+    batch = Batch(SIZES["73,728 B"], BATCH_BYTES)
+    systems: dict[str, Callable[[Path], System]] = {"pfimg": partial(Pfimg, codec="zstd"), "expert Python": Expert}
+    contenders = _there_and_back(systems, batch)
+    return Group("zstd", "real pages of 73,728 B through zstd", batch.page_bytes, contenders, batch.renew)
+
+
+def floats(label: str) -> Group:
+    """The lossless codec for floats, on one thread, frames in memory."""
+    batch = Batch(SIZES[label], 16 * MIB)
+
+    def coder(encode: Callable[[bytes], bytes], decode: Callable[[bytes], bytes | bytearray]) -> dict[str, float]:
+        # ZipNN reorders the bits of what it is given, so each coder gets pages of its own.
+        frames, encoding = timed(lambda pages: list(map(encode, pages)), [page.tobytes() for page in batch.pages])
+        pages, decoding = timed(lambda: list(map(decode, frames)))
+        assert all(bytes(found) == page.tobytes() for found, page in zip(pages, batch.pages, strict=True))
+        size = sum(map(len, frames)) / batch.pages.nbytes
+        return {"encode": encoding / len(batch), "decode": decoding / len(batch), "size": size}
+
+    def ours(_root: Path) -> dict[str, float]:
+        try:
+            encode_frame(b"", codec="float")
+        except pfimg.FormatError as error:
+            raise Missing(f"float codec: {error}") from error
+        return coder(lambda page: encode_frame(page, codec="float"), decode_frame)
+
+    def peer(_root: Path) -> dict[str, float]:
+        codec = zipnn.ZipNN()
+        return coder(codec.encode, codec.decode)
+
+    return Group(f"floats, {label}", f"bf16 pages of {label}", batch.page_bytes, {"pfimg": ours, "ZipNN": peer}, batch.renew)
+
+
+def scaling() -> Group:
+    """The same calls by processes that have 1, 2, 4, … threads."""
+    counts = [count for count in (2**power for power in range(8)) if count <= (os.cpu_count() or 1)]
+    page_bytes = SIZES["73,728 B"]
+    workers = {f"{count} thread" + "s" * (count > 1): Worker(count, page_bytes, BATCH_BYTES) for count in counts}
+
+    def renew(salt: int) -> None:
+        for worker in workers.values():
+            worker.ask("renew", salt)
+
+    contenders = {name: partial(worker.ask, "measure") for name, worker in workers.items()}
+    return Group("scaling", "real pages of 73,728 B", page_bytes, contenders, renew)
+
+
+class Worker:
+    """A process of its own that measures pfimg with so many threads whenever it is asked to."""
+
+    def __init__(self, count: int, page_bytes: int, total_bytes: int) -> None:
+        command = [sys.executable, "-m", "benches.groups", str(page_bytes), str(total_bytes)]
+        environment = os.environ | {"PFIMG_THREADS": str(count)}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+
+    def ask(self, question: str, argument: object) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([question, str(argument)]), file=self._process.stdin, flush=True)
+        answer: dict[str, float] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+def answer_questions(page_bytes: int, total_bytes: int) -> None:
+    """The other end of `Worker`; ends when its questions end."""
+    batch = Batch(page_bytes, total_bytes)
+    for line in sys.stdin:
+        match json.loads(line):
+            case ["renew", salt]:
+                batch.renew(int(salt))
+                answer: dict[str, float] = {}
+            case ["measure", root]:
+                answer = {**stores_and_loads(Pfimg, batch)(Path(root)), **limits(batch)["hash alone"](Path(root))}
+            case question:
+                raise ValueError(question)
+        print(json.dumps(answer), flush=True)
+
+
+def all_groups() -> Iterator[tuple[str, Callable[[], Group]]]:
+    """Names, and what makes each group with its buffers; one at a time is in memory."""
+    for label in SIZES:
+        yield f"pages of {label}", partial(storing, label)
+    yield "20,000 × 4 KiB", small
+    yield "presence", presence
+    for label in ("64 KiB", "2 MiB"):
+        yield f"disk, {label}", partial(disk, label)
+    yield "zstd", compressing
+    for label in ("73,728 B", "2 MiB"):
+        yield f"floats, {label}", partial(floats, label)
+    yield "scaling", scaling
+
+
+if __name__ == "__main__":
+    answer_questions(int(sys.argv[1]), int(sys.argv[2]))
