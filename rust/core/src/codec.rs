@@ -7,6 +7,7 @@
 //!
 //! This file is the only one that names zstd. Limits: windows up to 128 MiB ([`limits::ZSTD_WINDOW_LOG`]) when decoding by streaming.
 
+mod sample;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -135,31 +136,11 @@ impl Encoding {
 
     fn compresses(self, head: &[u8], len: u64) -> bool {
         match self.codec {
-            Codec::Auto => len > 0 && sample_saves(head),
+            Codec::Auto => len > 0 && sample::saves(head),
             Codec::Zstd => true,
             Codec::Store => false,
         }
     }
-}
-
-/// Whether zstd saves at least 30 % of a few pieces taken from all over the content.
-fn sample_saves(content: &[u8]) -> bool {
-    const PIECES: usize = 4;
-    const PIECE: usize = 1024;
-    let mut sample = [0; PIECES * PIECE];
-    let sample = if content.len() <= sample.len() {
-        content
-    } else {
-        let step = (content.len() - PIECE) / (PIECES - 1);
-        for (at, piece) in sample.chunks_exact_mut(PIECE).enumerate() {
-            piece.copy_from_slice(&content[at * step..at * step + PIECE]);
-        }
-        &sample
-    };
-    // A buffer of 70 %: what does not fit does not pay.
-    let mut out = [0; PIECES * PIECE * 7 / 10];
-    let room = sample.len() * 7 / 10;
-    with_compressor(1, false, |compressor| compressor.compress_to_buffer(sample, &mut out[..room]).is_ok())
 }
 
 /// Runs `work` with this thread's compressor; making one costs more than compressing a page.

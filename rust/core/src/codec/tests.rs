@@ -122,3 +122,60 @@ proptest::proptest! {
         }
     }
 }
+
+/// Bytes of which the first of each pair is one of a few, as in pages of bf16 numbers, and the other any.
+fn half_noise(len: usize) -> Vec<u8> {
+    let mut content = noise(len);
+    for pair in content.chunks_exact_mut(2) {
+        pair[1] = 0x3c + (pair[1] & pair[0] & 7);
+    }
+    content
+}
+
+#[test]
+fn a_sample_tells_what_pays_at_every_length() {
+    let encoding = Encoding::new(Codec::Auto, 1).unwrap();
+    let text = include_bytes!("../codec.rs");
+    for len in [1, 100, 4095, 4096, 4097, 65_536, 1 << 20] {
+        let text: Vec<u8> = text.iter().copied().cycle().take(len).collect();
+        let expect = |content: &[u8], compressed: bool| assert_eq!(encoding.encode(content).is_compressed(), compressed, "{len}");
+        expect(&noise(len), false);
+        if len > 1 {
+            expect(&vec![0; len], true);
+        }
+        if len >= 4096 {
+            expect(&half_noise(len), false);
+            expect(&text, true);
+            // Few frequencies, many repetitions.
+            expect(&noise(100).into_iter().cycle().take(len).collect::<Vec<_>>(), true);
+        }
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn what_the_first_look_gives_up_zstd_would_not_have_saved(seed: u64, alphabet in 2_u64..=256, run in 1_usize..40) {
+        // Bytes of an alphabet, each drawn anew or copied from a little before.
+        let mut state = seed | 1;
+        let mut next = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            state >> 33
+        };
+        let mut content: Vec<u8> = Vec::new();
+        while content.len() < 40_000 {
+            let back = 1 + usize::try_from(next() % 200).unwrap();
+            if content.len() > back && next() % 2 == 0 {
+                let from = content.len() - back;
+                for at in from..from + run {
+                    content.push(content[at]);
+                }
+            } else {
+                content.push(u8::try_from(next() % alphabet).unwrap());
+            }
+        }
+        let whole = Encoding::new(Codec::Zstd, 1).unwrap().encode(&content).len();
+        if whole * 2 < content.len() {
+            proptest::prop_assert!(Encoding::new(Codec::Auto, 1).unwrap().encode(&content).is_compressed(), "{whole}");
+        }
+    }
+}
