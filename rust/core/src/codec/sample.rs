@@ -20,15 +20,26 @@ const RARE: usize = 32;
 
 /// Whether zstd saves at least 30 % of the content.
 pub(super) fn saves(content: &[u8]) -> bool {
-    let mut sample = [0; PIECES * PIECE];
-    if content.len() <= sample.len() {
+    if content.len() >= PIECES * LOOK {
+        let looks = pieces(content, if content.len() > PIECES * PIECE { PIECE } else { LOOK }).map(|piece| &piece[..LOOK]);
+        if entropy(looks) >= HOPELESS_BITS && !repeats(looks) {
+            return false;
+        }
+    }
+    if content.len() <= PIECES * PIECE {
         return compresses(content);
     }
-    let step = (content.len() - PIECE) / (PIECES - 1);
-    for (at, piece) in sample.chunks_exact_mut(PIECE).enumerate() {
-        piece.copy_from_slice(&content[at * step..at * step + PIECE]);
+    let mut sample = [0; PIECES * PIECE];
+    for (place, piece) in sample.chunks_exact_mut(PIECE).zip(pieces(content, PIECE)) {
+        place.copy_from_slice(piece);
     }
-    (entropy(&sample) < HOPELESS_BITS || repeats(&sample)) && compresses(&sample)
+    compresses(&sample)
+}
+
+/// Pieces of that length, the first at the start of the content, the last at its end.
+fn pieces(content: &[u8], len: usize) -> [&[u8]; PIECES] {
+    let step = (content.len() - len) / (PIECES - 1);
+    std::array::from_fn(|at| &content[at * step..][..len])
 }
 
 fn compresses(sample: &[u8]) -> bool {
@@ -38,12 +49,8 @@ fn compresses(sample: &[u8]) -> bool {
     with_compressor(1, false, |compressor| compressor.compress_to_buffer(sample, &mut out[..room]).is_ok())
 }
 
-fn looks(sample: &[u8; PIECES * PIECE]) -> impl Iterator<Item = &[u8]> {
-    sample.chunks_exact(PIECE).map(|piece| &piece[..LOOK])
-}
-
 /// Bits a byte, were each byte coded by its frequency alone.
-fn entropy(sample: &[u8; PIECES * PIECE]) -> f32 {
+fn entropy(looks: [&[u8]; PIECES]) -> f32 {
     const TOTAL: usize = PIECES * LOOK;
     /// n log2 n.
     static TERMS: LazyLock<[f32; TOTAL + 1]> = LazyLock::new(|| {
@@ -55,7 +62,7 @@ fn entropy(sample: &[u8; PIECES * PIECE]) -> f32 {
     });
     // Two tables, so that a byte that repeats does not wait for itself.
     let mut counts = [[0_u16; 256]; 2];
-    for look in looks(sample) {
+    for look in looks {
         for pair in look.chunks_exact(2) {
             counts[0][usize::from(pair[0])] += 1;
             counts[1][usize::from(pair[1])] += 1;
@@ -69,11 +76,11 @@ fn entropy(sample: &[u8; PIECES * PIECE]) -> f32 {
 }
 
 /// Whether groups of four bytes come again, as they do where zstd finds matches.
-fn repeats(sample: &[u8; PIECES * PIECE]) -> bool {
+fn repeats(looks: [&[u8]; PIECES]) -> bool {
     const BITS: u32 = 9;
     let mut last = [0_u32; 1 << BITS];
     let (mut groups, mut repeated) = (0, 0);
-    for look in looks(sample) {
+    for look in looks {
         for at in (0..LOOK - 3).step_by(2) {
             let group = u32::from_le_bytes([look[at], look[at + 1], look[at + 2], look[at + 3]]);
             let slot = &mut last[(group.wrapping_mul(0x9e37_79b1) >> (u32::BITS - BITS)) as usize];

@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::Scope;
 
 use rayon::prelude::*;
 
@@ -29,6 +30,8 @@ pub const TASK_BLOBS: usize = 16;
 const TASK_BYTES: usize = 256 << 20;
 /// Content bytes after which a group is synced and becomes visible.
 const GROUP_BYTES: usize = 1 << 30;
+/// Content bytes of a group after which the disk is set to work while the rest is still being hashed and written.
+const PART_BYTES: usize = 128 << 20;
 /// From this many files on, one sync of the file system is cheaper than one of each file, and the pool is worth the way to it.
 const MANY_FILES: usize = 8;
 /// From this many blobs on, opening all directories costs less than it saves.
@@ -217,15 +220,29 @@ impl<'a> Batch<'a> {
     /// Puts all blobs; `name` tells an item's digest where it is known, and it is believed only when the blob is there already.
     pub(super) fn put(&self, blobs: &[&[u8]], name: impl Fn(usize) -> Option<Digest> + Sync, monitor: &Monitor) -> Result<Vec<Digest>> {
         let lens: Vec<usize> = blobs.iter().map(|blob| blob.len()).collect();
+        let grouped = self.store.options.durability == Durability::Group;
         pool::install(|| {
             let mut digests = Vec::with_capacity(blobs.len());
             for group in cut(0..blobs.len(), usize::MAX, GROUP_BYTES, |index| lens[index]) {
-                let tasks = cut(group.clone(), pool::share(group.len(), TASK_BLOBS), TASK_BYTES, |index| lens[index]);
-                let task = |task| self.put_task(blobs, task, &name, monitor);
-                let done: Vec<Vec<_>> = tasks.into_par_iter().map(task).collect::<Result<_>>()?;
-                let group: Vec<_> = done.into_iter().flatten().collect();
-                digests.extend(group.iter().map(|(digest, _)| *digest));
-                self.commit(group)?;
+                let parts = cut(group, usize::MAX, if grouped { PART_BYTES } else { usize::MAX }, |index| lens[index]);
+                let mut puts = Vec::new();
+                let early = EarlySync::default();
+                std::thread::scope(|scope| {
+                    let last = parts.len() - 1;
+                    for (at, part) in parts.into_iter().enumerate() {
+                        let tasks = cut(part.clone(), pool::share(part.len(), TASK_BLOBS), TASK_BYTES, |index| lens[index]);
+                        let task = |task| self.put_task(blobs, task, &name, monitor);
+                        let done: Vec<Vec<_>> = tasks.into_par_iter().map(task).collect::<Result<_>>()?;
+                        puts.extend(done.into_iter().flatten());
+                        if at < last {
+                            early.start(scope, self.store);
+                        }
+                    }
+                    Ok::<_, Error>(())
+                })?;
+                early.end(self.store)?;
+                digests.extend(puts.iter().map(|(digest, _)| *digest));
+                self.commit(puts)?;
             }
             Ok(digests)
         })
@@ -264,6 +281,37 @@ impl<'a> Batch<'a> {
         let puts = task.clone().zip(found).map(put).collect::<Result<_>>()?;
         monitor.advance(task.len() as u64, blobs[task].iter().map(|blob| blob.len() as u64).sum())?;
         Ok(puts)
+    }
+}
+
+/// Syncs of the file system that run beside the writing of a group, one at a time, so that little is left to wait for at its end.
+#[derive(Default)]
+struct EarlySync {
+    running: AtomicBool,
+    /// The system tells an error only once for each descriptor: one that comes early must not be lost.
+    failed: Mutex<Option<std::io::Error>>,
+}
+
+impl EarlySync {
+    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, store: &'scope DirStore) {
+        if !self.running.swap(true, Ordering::AcqRel) {
+            let sync = || {
+                if let Err(error) = io::sync_file_system(&store.blobs) {
+                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+                self.running.store(false, Ordering::Release);
+            };
+            if std::thread::Builder::new().name("pfimg-sync".into()).spawn_scoped(scope, sync).is_err() {
+                self.running.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    fn end(self, store: &DirStore) -> Result<()> {
+        match self.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(Error::io("sync", &store.root)(error)),
+            None => Ok(()),
+        }
     }
 }
 
