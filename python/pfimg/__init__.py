@@ -29,6 +29,8 @@ from pfimg._core import (
     TraceLayer,
     WorldLayer,
     __version__,
+    kernel,
+    kernels,
     manifest_blob_digests,
     transitive_blob_digests,
 )
@@ -138,6 +140,8 @@ __all__ = [
     "effects",
     "environment",
     "exists",
+    "kernel",
+    "kernels",
     "manifest_blob_digests",
     "merge",
     "pull",

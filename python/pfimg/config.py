@@ -6,9 +6,11 @@
 | `PF_SESSION_SECRET`                       | secret that chains the effects ledger, in hex; unset: a random one per ledger |
 | `PF_{FILE,S3,IPFS,HF,OCI}_REG_SIGN_KEY`   | key that signs and must have signed images of that registry                   |
 | `PFIMG_THREADS`                           | threads that hash, encode and read (the core reads it); all cores when unset  |
+| `PFIMG_KERNEL`                            | one of `pfimg.kernels()`, to hash with; the fastest when unset                |
 
 Variables are read when they are needed, never at import, and are returned as they stand: what an empty or malformed value means
-is decided by whoever asks.
+is decided by whoever asks. `PFIMG_KERNEL` alone is read by the core as it is loaded: with a name that is none of this processor's
+kernels, `import pfimg` raises FormatError, so that nothing is hashed in another way than was asked for.
 """
 
 import os

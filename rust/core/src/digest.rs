@@ -1,14 +1,16 @@
 //! Digests: the names of blobs.
 //!
 //! A digest is the hash of a blob's *uncompressed* bytes and is written `sha256:<64 hex>` or, in stores that opted in, `blake3:<64 hex>`. In
-//! Rust it is a value of 33 bytes, never a string. This file is the only one that names the hash crates.
+//! Rust it is a value of 33 bytes, never a string. SHA-256 is our own ([`crate::sha256`]), for the sake of batches; BLAKE3 is a crate, which only
+//! this file names.
 
 use std::fmt;
 use std::str::FromStr;
 
-use sha2::Digest as _;
-
 use crate::error::{Error, Result};
+use crate::sha256;
+
+pub use crate::sha256::{Kernel, kernel, kernels};
 
 /// Hash function of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -191,7 +193,7 @@ impl<'de> serde::Deserialize<'de> for Digest {
 pub struct Hasher(State);
 
 enum State {
-    Sha256(sha2::Sha256),
+    Sha256(sha256::Hasher),
     Blake3(Box<blake3::Hasher>),
 }
 
@@ -200,7 +202,7 @@ impl Hasher {
     #[must_use]
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha256 => State::Sha256(sha256::Hasher::new()),
             Algorithm::Blake3 => State::Blake3(Box::new(blake3::Hasher::new())),
         })
     }
@@ -219,24 +221,38 @@ impl Hasher {
     #[must_use]
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(hasher) => Digest::new(Algorithm::Sha256, hasher.finalize().into()),
+            State::Sha256(hasher) => Digest::new(Algorithm::Sha256, hasher.finish()),
             State::Blake3(hasher) => Digest::new(Algorithm::Blake3, *hasher.finalize().as_bytes()),
         }
     }
 }
 
 /// Hashes one blob.
+///
+/// # Panics
+/// If `PFIMG_KERNEL` names none of the [`kernels`], as everything here that hashes: [`kernel`] tells beforehand.
 #[must_use]
 pub fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {
-    let mut hasher = Hasher::new(algorithm);
-    hasher.update(bytes);
-    hasher.finish()
+    match algorithm {
+        Algorithm::Sha256 => Digest::new(algorithm, sha256::hash(bytes)),
+        Algorithm::Blake3 => Digest::new(algorithm, *blake3::hash(bytes).as_bytes()),
+    }
 }
 
-/// Hashes independent blobs of any lengths, in their order, on the calling thread.
+/// Hashes independent blobs of any lengths together, in their order, on the calling thread.
 #[must_use]
 pub fn hash_many(algorithm: Algorithm, blobs: &[&[u8]]) -> Vec<Digest> {
-    blobs.iter().map(|blob| hash(algorithm, blob)).collect()
+    let mut digests = vec![Digest::new(algorithm, [0; 32]); blobs.len()];
+    hash_each(algorithm, blobs, |index, digest| digests[index] = digest);
+    digests
+}
+
+/// As [`hash_many`], without allocating: hands over each digest with its blob's index as soon as it is known, in no particular order.
+pub fn hash_each(algorithm: Algorithm, blobs: &[&[u8]], mut done: impl FnMut(usize, Digest)) {
+    match algorithm {
+        Algorithm::Sha256 => sha256::hash_each(blobs, |index, bytes| done(index, Digest::new(algorithm, bytes))),
+        Algorithm::Blake3 => blobs.iter().enumerate().for_each(|(index, blob)| done(index, hash(algorithm, blob))),
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Bytes become verified blobs and blobs become bytes again; this crate does everything that touches every byte. Room map, each using only
 //! what stands before it:
 //!
-//! [`error`], [`limits`] → [`path`], [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] → [`store`] →
+//! [`error`], [`limits`] → [`path`], `sha256`, [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] → [`store`] →
 //! [`walk`] → [`images`] → [`capture`], [`restore`] → [`verify`], [`gc`].
 
 pub mod capture;
@@ -21,6 +21,7 @@ pub mod pages;
 pub mod path;
 pub mod pool;
 pub mod restore;
+mod sha256;
 pub mod store;
 pub mod tree;
 pub mod verify;

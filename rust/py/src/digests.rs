@@ -66,3 +66,15 @@ pub fn digests_of(py: Python<'_>, buffers: &Bound<'_, PyAny>, algorithm: &str) -
     })?;
     Ok(names(found.concat()))
 }
+
+/// Name of the kernel that computes SHA-256.
+#[pyfunction]
+pub fn kernel() -> Result<&'static str> {
+    Ok(digest::kernel()?.name())
+}
+
+/// Names of the kernels that this processor has.
+#[pyfunction]
+pub fn kernels() -> Vec<&'static str> {
+    digest::kernels().into_iter().map(digest::Kernel::name).collect()
+}

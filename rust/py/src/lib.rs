@@ -23,7 +23,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::digests::{digest_of, digests_of};
+    use crate::digests::{digest_of, digests_of, kernel, kernels};
     #[pymodule_export]
     use crate::documents::image::{
         AgentInfo, CacheLayer, EffectsLayer, ModelLayer, PyManifest, TraceLayer, WorldLayer, manifest_blob_digests, transitive_blob_digests,
@@ -50,6 +50,8 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::logging::install();
+        // Whatever hashes takes this for granted.
+        kernel()?;
         crate::documents::make_sequence(&module.getattr("Pages")?)?;
         crate::documents::make_sequence(&module.getattr("Entries")?)
     }
