@@ -44,6 +44,7 @@ PYTHON_ORDER = [
     {"registries.file"},
     {"registries"},
     {"store"},
+    {"bench"},
     {"images"},
     {"compat"},
     {""},  # the package itself: imports and __all__

@@ -44,6 +44,7 @@ def test_version_and_help(process: Start) -> None:
         "verify",
         "gc",
         "stats",
+        "bench",
         "completions",
     ]
     assert re.findall(r"^  ([a-z]+)  ", out, re.MULTILINE) == commands

@@ -14,7 +14,7 @@ def blobs(count: int) -> list[bytes]:
     return [numbers.randbytes(numbers.choice((0, 1, 55, 56, 64, 127, 4096, 73_728))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 200])
+@pytest.mark.parametrize("count", [0, 1, 2, 33, 200, 1100])
 def test_digests_are_those_of_the_published_algorithms(count: int) -> None:
     batch = blobs(count)
     assert digests_of(batch) == ["sha256:" + hashlib.sha256(blob).hexdigest() for blob in batch]

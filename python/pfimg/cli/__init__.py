@@ -1,8 +1,8 @@
 """The command `pfimg`: arguments and printing only; what it does is done by the package.
 
-`app` is the frame, `exits` the codes and the errors; `images`, `registry`, `upkeep` and `completions` hold the subcommands; the
-rest reads arguments (`ids`, `units`, `npy`) or draws (`contents`, `draw`, `lineage`, `progress`). Results are printed when they
-are complete: a command that is interrupted has printed none.
+`app` is the frame, `exits` the codes and the errors; `images`, `registry`, `upkeep`, `bench` and `completions` hold the
+subcommands; the rest reads arguments (`ids`, `units`, `npy`) or draws (`contents`, `draw`, `lineage`, `progress`). Results are
+printed when they are complete: a command that is interrupted has printed none.
 """
 
 import io
@@ -18,6 +18,7 @@ import click
 from pfimg import __version__
 
 from .app import App, Group, note, speak_warnings
+from .bench import bench
 from .completions import answer, completions
 from .exits import Exit, Failure, code_of, line_of
 from .images import checkout, diff, ls, rm, show, snapshot
@@ -43,7 +44,7 @@ def command(context: click.Context) -> None:
 
 command.add_topic("Images", snapshot, ls, show, checkout, diff, rm)
 command.add_topic("Registries", push, pull, clone, copy, exists)
-command.add_topic("Upkeep", verify, gc, stats, completions)
+command.add_topic("Upkeep", verify, gc, stats, bench, completions)
 
 
 def main(args: Sequence[str] | None = None) -> int:

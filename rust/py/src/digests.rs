@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use crate::buffers::{Batch, Buffer};
 use crate::errors::{Raised, Result};
-use crate::work;
+use crate::work::{self, threads};
 
-/// Blobs that one thread hashes at a time: enough to fill the lanes of any kernel, few enough to share a small batch out evenly.
-const HASHED_AT_ONCE: usize = 32;
+/// Blobs that one thread hashes before it looks whether to go on.
+const HASHED_AT_ONCE: usize = 256;
 
 /// A digest that comes from or goes to Python as `sha256:<64 hex>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +62,9 @@ pub fn digests_of(py: Python<'_>, buffers: &Bound<'_, PyAny>, algorithm: &str) -
     let blobs = batch.blobs();
     let found = work::run(py, None, |monitor| {
         let hash = |blobs: &[&[u8]]| monitor.check().map(|()| digest::hash_many(algorithm, blobs));
-        blobs.par_chunks(HASHED_AT_ONCE).map(hash).collect::<pfimg_core::Result<Vec<_>>>()
+        // Equal shares: each thread has as many as any other, and as many at once as fill the lanes of a kernel.
+        let shares = blobs.len().div_ceil(threads() * HASHED_AT_ONCE) * threads();
+        blobs.par_chunks(blobs.len().div_ceil(shares.max(1)).max(1)).map(hash).collect::<pfimg_core::Result<Vec<_>>>()
     })?;
     Ok(names(found.concat()))
 }
