@@ -2,18 +2,15 @@
 #![expect(unsafe_code, reason = "vector loads by pointer, and calls of functions that need AVX-512")]
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_loadu_si512, _mm512_ror_epi32, _mm512_set1_epi32, _mm512_set4_epi32,
-    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_ternarylogic_epi32,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _mm512_add_epi32, _mm512_loadu_si512, _mm512_ror_epi32, _mm512_set1_epi32, _mm512_set4_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8,
+    _mm512_shuffle_i32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_ternarylogic_epi32, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::{K, State, rounds};
 
 /// Streams that are hashed together.
 pub const LANES: usize = 16;
-
-/// How far ahead of the loads each stream is fetched, in bytes.
-const AHEAD: usize = 256;
 
 /// Proof that this processor has what the kernel needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +60,8 @@ unsafe fn compress(words: &mut [[u32; LANES]; 8], streams: [*const u8; LANES], b
     for block in 0..blocks {
         let mut w = [_mm512_setzero_si512(); LANES];
         for (vector, stream) in w.iter_mut().zip(streams) {
-            // SAFETY: block `block` of each stream is readable. A prefetch of what lies beyond reads nothing.
-            *vector = unsafe {
-                let at = stream.add(64 * block);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                _mm512_shuffle_epi8(_mm512_loadu_si512(at.cast()), swap)
-            };
+            // SAFETY: block `block` of each stream is readable. Fetching ahead by hand gains nothing, from memory or cache, at any stride.
+            *vector = unsafe { _mm512_shuffle_epi8(_mm512_loadu_si512(stream.add(64 * block).cast()), swap) };
         }
         state = rounds::block!(state, transpose(&w));
     }
