@@ -7,6 +7,7 @@
 //!
 //! This file is the only one that names zstd. Limits: windows up to 128 MiB ([`limits::ZSTD_WINDOW_LOG`]) when decoding by streaming.
 
+pub mod float;
 mod sample;
 mod stored;
 #[cfg(test)]
