@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pfimg
+from pfimg._core import threads
 
 MEBIBYTE = 1 << 20
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
@@ -189,3 +190,22 @@ assert store.verify().ok
         while piece := one.read(8 * MEBIBYTE):
             assert two.read(8 * MEBIBYTE) == piece
         assert two.read() == b""
+
+
+def test_a_capture_holds_a_few_files_at_a_time(tmp_path: Path) -> None:
+    count, size = 60, 7 * MEBIBYTE
+    source = tmp_path / "source"
+    source.mkdir()
+    for n in range(count):
+        with (source / str(n)).open("wb") as file:
+            file.write(b"%d" % n)
+            file.truncate(size)
+    idle = peak_memory("import pfimg")
+    used = peak_memory(f"""
+import pfimg
+store = pfimg.PfStore.open({str(tmp_path / "store")!r}, durability="none")
+store.restore_tree(store.put_tree({str(source)!r}), {str(tmp_path / "target")!r})
+""")
+    # Each thread holds what one task read, and as much again while its memory grows.
+    assert used - idle < min(count * size // 2, 64 * MEBIBYTE * threads())
+    assert sum(path.stat().st_size for path in (tmp_path / "target").iterdir()) == count * size

@@ -2,10 +2,11 @@
 //!
 //! The whole list is checked before anything is written ([`Plan`]). Everything is then built in a private directory beside the target, which
 //! takes the target's name at the very end, in one step that never replaces anything; whatever happens before leaves nothing behind. Order:
-//! directories, files in parallel, links, and the modes of directories last and deepest first, so that a directory without write permission
-//! can be filled. Links come after all files, so that no file is ever written through one, whatever the file system takes for equal names.
+//! directories level by level, files, links, all in parallel, and the modes of directories last and deepest first, so that a directory
+//! without write permission can be filled. Links come after all files, so that no file is ever written through one, whatever the file system
+//! takes for equal names.
 //!
-//! Modes are the recorded ones, whatever the umask. Directories that only paths imply get 0755; the target itself, which has no entry, what
+//! Modes are the recorded ones, whatever the umask; where it grants them, things are made with them at once. Directories that only paths imply get 0755; the target itself, which has no entry, what
 //! the umask grants. Nothing is synced: a restored directory can be restored again. A process that is killed leaves its private directory,
 //! `.{target's name}.pfimg.{process id}.{n}`, which may be deleted.
 
@@ -13,9 +14,10 @@ mod links;
 mod staging;
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -23,6 +25,7 @@ use rayon::prelude::*;
 use self::staging::Staging;
 use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
+use crate::io::tree::{create_file_at, make_dir_at, make_link_at, set_mode_at};
 use crate::pool::{self, Monitor};
 use crate::store::BlobStore;
 use crate::tree::{Entry, FsTree, Kind, entry_name};
@@ -30,6 +33,10 @@ use crate::{limits, path};
 
 /// Files above this size are streamed.
 const LARGE_BYTES: u64 = 8 << 20;
+/// For each thread, a task reads at most this many files at once, as many as the widest hash kernel has lanes; and, unless a single one has
+/// more, this many bytes.
+const TASK_FILES: usize = 16;
+const TASK_BYTES: u64 = 4 << 20;
 /// Mode of directories that have no entry of their own.
 const IMPLIED_MODE: u16 = 0o755;
 
@@ -59,19 +66,37 @@ fn restore(store: &dyn BlobStore, digest: &Digest, target: &Path, options: Resto
     let plan = Plan::new(&tree, options)?;
     monitor.expect((plan.files.len() + plan.links.len()) as u64);
     let staging = Staging::new(target)?;
-    let site = Site { built: staging.path(), target };
+    let site = Site { dir: crate::io::open_dir(staging.path()).map_err(Error::io("create", target))?, target, granted: staging.granted_mode() };
     site.make_dirs(&plan)?;
-    plan.files.par_iter().try_for_each_init(Vec::new, |buffer, file| site.write_file(store, file, buffer, monitor))?;
-    for (path, link_target) in &plan.links {
-        symlink(link_target, site.built.join(path)).map_err(Error::io("link", target.join(path)))?;
-        monitor.advance(1, link_target.len() as u64)?;
-    }
-    for (path, mode) in plan.dirs.iter().rev() {
-        set_mode(&site.built.join(path), *mode).map_err(Error::io("chmod", target.join(path)))?;
+    cut_tasks(&plan.files).into_par_iter().try_for_each_init(Vec::new, |buffer, files| site.write_files(store, files, buffer, monitor))?;
+    plan.links.par_iter().try_for_each(|(path, link_target)| {
+        make_link_at(link_target, &site.dir, path).map_err(Error::io("link", target.join(path)))?;
+        monitor.advance(1, link_target.len() as u64)
+    })?;
+    for (path, mode) in plan.dirs.iter().rev().filter(|(_, mode)| site.dir_mode(*mode) != *mode) {
+        set_mode_at(&site.dir, path, *mode).map_err(Error::io("chmod", target.join(path)))?;
     }
     monitor.check()?;
     staging.place()?;
     Ok(plan.warnings)
+}
+
+/// Neighbours that are read together; a large file is alone.
+fn cut_tasks<'p, 'a>(files: &'p [PlannedFile<'a>]) -> Vec<&'p [PlannedFile<'a>]> {
+    let most = pool::share(files.len(), TASK_FILES * pool::threads());
+    let mut tasks = Vec::with_capacity(files.len() / most + 1);
+    let mut rest = files;
+    while !rest.is_empty() {
+        let mut bytes = 0_u64;
+        let fits = rest.iter().take(most).take_while(|file| {
+            bytes = bytes.saturating_add(file.entry.size);
+            bytes <= TASK_BYTES
+        });
+        let (task, later) = rest.split_at(fits.count().max(1));
+        tasks.push(task);
+        rest = later;
+    }
+    tasks
 }
 
 /// What will be written, all of it checked.
@@ -84,6 +109,7 @@ struct Plan<'a> {
     warnings: Vec<String>,
 }
 
+#[derive(Clone, Copy)]
 struct PlannedFile<'a> {
     entry: &'a Entry,
     blob: &'a Digest,
@@ -151,48 +177,86 @@ fn check_link(entry: &Entry, blob: &Digest, target: &str) -> Result<()> {
     }
 }
 
-/// Where a directory is built, and the name that it will have, which errors tell.
-#[derive(Clone, Copy)]
+/// Where a directory is built.
 struct Site<'a> {
-    built: &'a Path,
+    dir: OwnedFd,
+    /// The name that it will have, which errors tell.
     target: &'a Path,
+    /// What is left of the mode 0777 of a new directory.
+    granted: u16,
 }
 
 impl Site<'_> {
+    /// Whether what is made with this mode gets it.
+    fn grants(&self, mode: u16) -> bool {
+        self.granted <= 0o777 && mode & !self.granted == 0
+    }
+
+    /// The mode with which a directory is made: the recorded one if it can have that from the beginning.
+    fn dir_mode(&self, mode: u16) -> u16 {
+        if self.grants(mode) && mode & 0o700 == 0o700 { mode } else { 0o700 }
+    }
+
     fn make_dirs(&self, plan: &Plan<'_>) -> Result<()> {
-        plan.dirs.iter().try_for_each(|(path, _)| {
-            let made = DirBuilder::new().mode(0o700).create(self.built.join(path));
-            made.map_err(Error::io("create", self.target.join(path)))
+        let depth = |path: &str| path.bytes().filter(|byte| *byte == b'/').count();
+        let mut dirs: Vec<_> = plan.dirs.iter().map(|(path, mode)| (depth(path), path, *mode)).collect();
+        dirs.sort_by_key(|(depth, ..)| *depth);
+        dirs.chunk_by(|(a, ..), (b, ..)| a == b).try_for_each(|level| {
+            level.par_iter().try_for_each(|(_, path, mode)| {
+                make_dir_at(&self.dir, path, self.dir_mode(*mode)).map_err(|error| Error::io("create", self.target.join(path))(error))
+            })
         })
     }
 
-    fn write_file(&self, store: &dyn BlobStore, file: &PlannedFile<'_>, buffer: &mut Vec<u8>, monitor: &Monitor) -> Result<()> {
+    fn write_files(&self, store: &dyn BlobStore, files: &[PlannedFile<'_>], buffer: &mut Vec<u8>, monitor: &Monitor) -> Result<()> {
         monitor.check()?;
-        let PlannedFile { entry, blob } = file;
-        let name = self.target.join(&entry.path);
-        let made = File::options().write(true).create_new(true).mode(0o600).open(self.built.join(&entry.path));
-        let mut made = made.map_err(Error::io("create", &name))?;
-        match usize::try_from(entry.size) {
-            Ok(size) if entry.size <= LARGE_BYTES => {
-                buffer.resize(size, 0);
-                store.get_into(blob, buffer).map_err(|error| match error {
-                    Error::Format { reason, .. } => Error::field(entry_name(&entry.path), "size", format!("blob {blob} {reason}")),
-                    error => error,
-                })?;
-                made.write_all(buffer).map_err(Error::io("write", &name))?;
-                monitor.advance(0, entry.size)?;
-            }
-            _ => {
-                let mut sink = Sink { file: &made, entry, name: &name, left: entry.size, monitor, failure: None };
-                let got = store.get_stream(blob, &mut sink);
-                got.map_err(|error| sink.failure.take().unwrap_or(error))?;
-                if sink.left > 0 {
-                    return Err(wrong_size(entry, "shorter"));
-                }
-            }
+        if let [PlannedFile { entry, blob }] = files
+            && entry.size > LARGE_BYTES
+        {
+            return self.write_large(store, entry, blob, monitor);
         }
-        made.set_permissions(Permissions::from_mode(entry.mode.into())).map_err(Error::io("chmod", &name))?;
+        let len = |entry: &Entry| usize::try_from(entry.size).expect("not above LARGE_BYTES");
+        let total = files.iter().map(|file| len(file.entry)).sum();
+        if buffer.len() < total {
+            buffer.resize(total, 0);
+        }
+        let mut rest = &mut buffer[..total];
+        let mut contents: Vec<(Digest, &mut [u8])> = Vec::with_capacity(files.len());
+        for PlannedFile { entry, blob } in files {
+            contents.push((**blob, rest.split_off_mut(..len(entry)).expect("the buffer holds all of them")));
+        }
+        if let Some((index, error)) = store.get_many_into(&mut contents, monitor).into_iter().next() {
+            let PlannedFile { entry, blob } = files[index];
+            return Err(match error {
+                Error::Format { reason, .. } => Error::field(entry_name(&entry.path), "size", format!("blob {blob} {reason}")),
+                error => error,
+            });
+        }
+        files.iter().zip(&contents).try_for_each(|(PlannedFile { entry, .. }, (_, content))| {
+            monitor.check()?;
+            self.write_file(entry, |mut file| file.write_all(content).map_err(|error| Error::io("write", self.target.join(&entry.path))(error)))
+        })
+    }
+
+    fn write_large(&self, store: &dyn BlobStore, entry: &Entry, blob: &Digest, monitor: &Monitor) -> Result<()> {
+        let name = self.target.join(&entry.path);
+        self.write_file(entry, |file| {
+            let mut sink = Sink { file, entry, name: &name, left: entry.size, monitor, failure: None };
+            let got = store.get_stream(blob, &mut sink);
+            got.map_err(|error| sink.failure.take().unwrap_or(error))?;
+            if sink.left > 0 { Err(wrong_size(entry, "shorter")) } else { Ok(()) }
+        })?;
         monitor.advance(1, 0)
+    }
+
+    /// Makes a file and gives it the recorded mode.
+    fn write_file(&self, entry: &Entry, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+        let failed = |op| move |error| Error::io(op, self.target.join(&entry.path))(error);
+        let granted = self.grants(entry.mode);
+        let mode = if granted { entry.mode } else { 0o600 };
+        let output = create_file_at(&self.dir, &entry.path, mode).map_err(failed("create"))?;
+        fill(&output)?;
+        if granted { Ok(()) } else { output.set_permissions(Permissions::from_mode(entry.mode.into())).map_err(failed("chmod")) }
     }
 }
 

@@ -31,6 +31,9 @@ pub use read::BlobReader;
 pub(crate) use scan::BlobFile;
 pub use scan::Usage;
 
+/// Puts a few blobs; an error carries the index of its blob ([`Error::At`]).
+pub type PutSome<'a> = dyn Fn(&[&[u8]]) -> Result<Vec<Digest>> + Sync + 'a;
+
 /// A place that keeps blobs under their digests. Every read is verified.
 pub trait BlobStore: Send + Sync {
     /// The hash function of this store's names.
@@ -73,6 +76,12 @@ pub trait BlobStore: Send + Sync {
         };
         let items = blobs.iter().zip(digests).enumerate();
         items.map(|(index, (blob, name))| put(blob, *name).map_err(|error: Error| error.at(index))).collect()
+    }
+
+    /// Lets `work` put a few blobs at a time, from any threads, which share their syncs: what was put is on stable storage when this returns,
+    /// where the store waits for that at all, and may not be seen before. Nothing is said of it after an error.
+    fn put_grouped(&self, work: &mut dyn FnMut(&PutSome<'_>) -> Result<()>) -> Result<()> {
+        work(&|blobs| self.put_many(blobs))
     }
 
     /// Which of a batch are there.

@@ -1,101 +1,115 @@
 //! What a directory holds, without reading any content.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirEntry, FileType, Metadata};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::changed;
 use super::ignore::Ignore;
+use super::{Root, changed};
 use crate::error::{Error, Result};
+use crate::io::tree::{self, FileType};
 use crate::path;
 use crate::pool::Monitor;
 
 /// Something to capture.
 pub(super) struct Found {
     pub(super) path: String,
-    pub(super) mode: u16,
     pub(super) kind: FoundKind,
 }
 
 pub(super) enum FoundKind {
     Dir,
-    File { len: u64 },
-    Symlink { target: String },
+    /// Looked at when it is open: most files need no other call before that.
+    File,
+    Symlink {
+        mode: u16,
+        target: String,
+    },
 }
 
-impl Found {
-    /// Length of its content.
-    pub(super) fn len(&self) -> u64 {
-        match &self.kind {
-            FoundKind::Dir => 0,
-            FoundKind::File { len } => *len,
-            FoundKind::Symlink { target } => target.len() as u64,
-        }
-    }
+/// What one directory holds.
+struct Listed {
+    /// Mode of the directory.
+    mode: u16,
+    found: Vec<Found>,
+    warnings: Vec<String>,
 }
 
-pub(super) fn mode_of(stat: &Metadata) -> u16 {
-    (stat.mode() & 0o7777) as u16
+/// Everything below the root that is not left out.
+pub(super) struct Listing {
+    /// Paths and modes.
+    pub(super) dirs: Vec<(String, u16)>,
+    /// Files and links; those of one directory stand together.
+    pub(super) contents: Vec<Found>,
+    /// What a tree cannot hold, in order.
+    pub(super) warnings: Vec<String>,
 }
 
-/// Everything below `root` that is not left out, in no particular order, and a warning for each thing that a tree cannot hold.
-pub(super) fn list(root: &Path, ignore: &Ignore, monitor: &Monitor) -> Result<(Vec<Found>, Vec<String>)> {
-    let (mut all, mut warnings) = (Vec::new(), Vec::new());
+pub(super) fn list(root: &Root<'_>, ignore: &Ignore, monitor: &Monitor) -> Result<Listing> {
+    let mut listing = Listing { dirs: Vec::new(), contents: Vec::new(), warnings: Vec::new() };
     // Level by level: as parallel as a recursion, and no depth of directories exhausts the stack.
-    let mut level = vec![String::new()];
+    let mut level = vec![String::from(".")];
     while !level.is_empty() {
         let listed = level.par_iter().map(|dir| list_dir(root, dir, ignore, monitor)).collect::<Result<Vec<_>>>()?;
-        level.clear();
-        for (found, warned) in listed {
-            level.extend(found.iter().filter(|found| matches!(found.kind, FoundKind::Dir)).map(|found| found.path.clone()));
-            all.extend(found);
-            warnings.extend(warned);
+        let mut next = Vec::new();
+        for (dir, mut listed) in level.into_iter().zip(listed) {
+            if dir != "." {
+                listing.dirs.push((dir, listed.mode));
+            }
+            next.extend(listed.found.extract_if(.., |found| matches!(found.kind, FoundKind::Dir)).map(|found| found.path));
+            listing.contents.append(&mut listed.found);
+            listing.warnings.append(&mut listed.warnings);
         }
+        level = next;
     }
-    warnings.sort_unstable();
-    Ok((all, warnings))
+    listing.warnings.sort_unstable();
+    Ok(listing)
 }
 
-fn list_dir(root: &Path, dir: &str, ignore: &Ignore, monitor: &Monitor) -> Result<(Vec<Found>, Vec<String>)> {
+fn list_dir(root: &Root<'_>, dir: &str, ignore: &Ignore, monitor: &Monitor) -> Result<Listed> {
     monitor.check()?;
-    let (mut all, mut warnings) = (Vec::new(), Vec::new());
-    let absolute = if dir.is_empty() { root.to_path_buf() } else { root.join(dir) };
+    let below = if dir == "." { Path::new("") } else { Path::new(dir) };
+    let absolute = || root.path.join(below);
     let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if !dir.is_empty() => changed(&absolute, "the directory vanished"),
-        _ => Error::io("list", &absolute)(error),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if dir != "." => changed(&absolute(), "the directory vanished"),
+        _ => Error::io("list", absolute())(error),
     };
-    for entry in fs::read_dir(&absolute).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let relative = Path::new(dir).join(entry.file_name());
-        let file_type = entry.file_type().map_err(|error| vanished(&entry, "stat", error))?;
-        if ignore.matches(&relative, file_type.is_dir()) {
+    let open = tree::open_listed_dir_at(&root.dir, dir).map_err(failed)?;
+    let mut listed = Listed { mode: tree::mode_of(&open).map_err(failed)?, found: Vec::new(), warnings: Vec::new() };
+    for entry in tree::entries(&open).map_err(failed)? {
+        let (name, mut file_type) = entry.map_err(failed)?;
+        let relative = below.join(&name);
+        let vanished = |op, error| vanished(&root.path.join(&relative), op, error);
+        let mut mode = None;
+        // Not every file system tells the kind with the name; a link's mode is part of its entry.
+        if matches!(file_type, FileType::Unknown | FileType::Symlink) {
+            let looked = tree::look_at(&open, Path::new(&name)).map_err(|error| vanished("stat", error))?;
+            (file_type, mode) = (looked.0, Some(looked.1));
+        }
+        if ignore.matches(&relative, file_type == FileType::Directory) {
             continue;
         }
-        let stat = entry.metadata().map_err(|error| vanished(&entry, "stat", error))?;
-        let file_type = stat.file_type();
-        let kind = if file_type.is_dir() {
-            FoundKind::Dir
-        } else if file_type.is_file() {
-            FoundKind::File { len: stat.len() }
-        } else if file_type.is_symlink() {
-            FoundKind::Symlink { target: link_target(&entry)? }
-        } else {
-            warnings.push(format!("skipped {}: {}", escaped(&relative), special(file_type)));
-            continue;
+        let kind = match (file_type, mode) {
+            (FileType::Directory, _) => FoundKind::Dir,
+            (FileType::RegularFile, _) => FoundKind::File,
+            (FileType::Symlink, Some(mode)) => FoundKind::Symlink { mode, target: link_target(&open, &name, &root.path.join(&relative))? },
+            _ => {
+                listed.warnings.push(format!("skipped {}: {}", escaped(&relative), special(file_type)));
+                continue;
+            }
         };
-        all.push(Found { path: checked(relative)?, mode: mode_of(&stat), kind });
+        listed.found.push(Found { path: checked(relative)?, kind });
     }
-    Ok((all, warnings))
+    Ok(listed)
 }
 
-fn link_target(entry: &DirEntry) -> Result<String> {
-    let target = fs::read_link(entry.path()).map_err(|error| vanished(entry, "read link", error))?;
-    target.into_os_string().into_string().map_err(|target| {
-        let what = format!("symbolic link {}", escaped(entry.path()));
+fn link_target(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<String> {
+    let target = tree::link_target_at(dir, Path::new(name)).map_err(|error| vanished(path, "read link", error))?;
+    target.into_string().map_err(|target| {
+        let what = format!("symbolic link {}", escaped(path));
         Error::format(what, format!("its target {} is not UTF-8; change it or leave it out by an ignore line", escaped(target)))
     })
 }
@@ -120,19 +134,17 @@ fn escaped(name: impl AsRef<OsStr>) -> String {
 }
 
 fn special(file_type: FileType) -> &'static str {
-    if file_type.is_fifo() {
-        "a FIFO"
-    } else if file_type.is_socket() {
-        "a socket"
-    } else {
-        "a device"
+    match file_type {
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        _ => "a device",
     }
 }
 
 /// An entry that was listed a moment ago could not be looked at.
-fn vanished(entry: &DirEntry, op: &'static str, error: io::Error) -> Error {
+fn vanished(path: &Path, op: &'static str, error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::NotFound => changed(&entry.path(), "it vanished"),
-        _ => Error::io(op, entry.path())(error),
+        io::ErrorKind::NotFound => changed(path, "it vanished"),
+        _ => Error::io(op, path)(error),
     }
 }

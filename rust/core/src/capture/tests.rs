@@ -3,6 +3,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use super::*;
@@ -49,7 +50,7 @@ fn entries_say_what_is_there() {
     };
     let dir = |path: &str| Entry { path: path.into(), mode: 0o755, size: 0, kind: Kind::Dir };
     let target = String::from("../nowhere");
-    let mode = list::mode_of(&fs::symlink_metadata(at("a/link")).unwrap());
+    let mode = (fs::symlink_metadata(at("a/link")).unwrap().mode() & 0o7777) as u16;
     let link = Entry { path: "a/link".into(), mode, size: 10, kind: Kind::Symlink { blob: hash(Algorithm::Sha256, target.as_bytes()), target } };
     let want = [dir("a"), file("a/b.txt", 0o644), link, dir("a-b"), file("a-b/x y", 0o755), file("a.b", 0o4711), file("ab", 0o600), dir("empty ä")];
     assert_eq!(captured.tree.entries, want);
@@ -147,12 +148,13 @@ fn a_file_that_changes_while_it_is_read_is_named() {
     ];
     for (what, change) in changes {
         old_file(&path, b"one");
-        assert!(read_steady(&path, |_, _| Ok(())).is_ok());
+        let here = Root { dir: crate::io::open_dir(root.path()).unwrap(), path: root.path() };
+        assert!(here.read_steady("file", |_, _| Ok(())).is_ok());
         let change_it = |_: &File, _| {
             change();
             Ok(())
         };
-        let error = read_steady(&path, change_it).unwrap_err();
+        let error = here.read_steady("file", change_it).unwrap_err();
         assert!(matches!(&error, Error::Changed { path: named, .. } if *named == path), "{what}: {error}");
     }
 }
@@ -165,12 +167,21 @@ fn a_file_that_is_another_thing_by_now_is_named() {
     symlink("dir", at("link")).unwrap();
     make_fifo(&at("fifo")).unwrap();
     for now in ["absent", "dir", "link", "fifo"] {
-        let error = read_small(&at(now)).unwrap_err();
+        let error = read_one(root.path(), now).unwrap_err();
         assert!(matches!(&error, Error::Changed { path, .. } if *path == at(now)), "{now}: {error}");
     }
     // Longer than it says, as many files of /proc are.
     #[cfg(target_os = "linux")]
-    assert_eq!(read_small(Path::new("/proc/self/status")).unwrap_err().code(), "changed");
+    assert_eq!(read_one(Path::new("/proc/self"), "status").unwrap_err().code(), "changed");
+}
+
+/// Captures one file, as if it had been listed.
+fn read_one(root: &Path, name: &str) -> Result<Vec<Entry>> {
+    let (store, monitor) = (store(), Monitor::new());
+    let root = Root { dir: crate::io::open_dir(root).unwrap(), path: root };
+    let put = |blobs: &[&[u8]]| store.put_many(blobs);
+    let mut task = Task { store: &store, put: &put, root: &root, monitor: &monitor, content: Vec::new(), read: Vec::new(), entries: Vec::new() };
+    task.run(vec![Found { path: name.into(), kind: FoundKind::File }])
 }
 
 /// Calls a function before it reads each stream.
@@ -247,10 +258,51 @@ fn a_cancelled_capture_stops() {
 }
 
 #[test]
-fn batches_are_bounded_by_size_and_number() {
-    let found = |len| Found { path: String::new(), mode: 0, kind: FoundKind::File { len } };
-    let of = |lens: &[u64]| batch_len(&lens.iter().copied().map(found).collect::<Vec<_>>());
-    assert_eq!(of(&[BATCH_BYTES + 1]), 1, "never none");
-    assert_eq!(of(&[BATCH_BYTES / 2, BATCH_BYTES / 2, 1]), 2);
-    assert_eq!(of(&vec![0; BATCH_FILES + 1]), BATCH_FILES);
+fn a_thread_holds_little_at_a_time() {
+    let root = tempfile::tempdir().unwrap();
+    let large = usize::try_from(LARGE_BYTES).unwrap();
+    for n in 0..6 {
+        fs::write(root.path().join(n.to_string()), vec![n; large / 2 + usize::from(n)]).unwrap();
+    }
+    let store = OnPut { inner: store(), most: Mutex::new(0) };
+    let captured = put_tree(&store, root.path(), &CaptureOptions::default(), &Monitor::new()).unwrap();
+    for (n, entry) in (0..).zip(&captured.tree.entries) {
+        assert_eq!(entry.blob(), Some(&hash(Algorithm::Sha256, &vec![n; large / 2 + usize::from(n)])));
+    }
+    let most = *store.most.lock().unwrap();
+    assert!((large / 2..TASK_BYTES + large).contains(&most), "{most}");
+}
+
+/// Notes the most bytes that it got in one call.
+struct OnPut {
+    inner: MemoryStore,
+    most: Mutex<usize>,
+}
+
+impl BlobStore for OnPut {
+    fn algorithm(&self) -> Algorithm {
+        self.inner.algorithm()
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        self.inner.put(bytes)
+    }
+
+    fn put_many(&self, blobs: &[&[u8]]) -> Result<Vec<Digest>> {
+        let mut most = self.most.lock().unwrap();
+        *most = (*most).max(blobs.iter().map(|blob| blob.len()).sum());
+        self.inner.put_many(blobs)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.inner.get(digest)
+    }
+
+    fn has(&self, digest: &Digest) -> Result<bool> {
+        self.inner.has(digest)
+    }
+
+    fn physical_bytes(&self) -> Result<u64> {
+        self.inner.physical_bytes()
+    }
 }

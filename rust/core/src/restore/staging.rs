@@ -49,6 +49,11 @@ impl Staging {
         &self.path
     }
 
+    /// The mode of a directory that is made with 0777.
+    pub(super) fn granted_mode(&self) -> u16 {
+        self.mode
+    }
+
     /// Gives the directory the target's name.
     pub(super) fn place(mut self) -> Result<()> {
         super::set_mode(&self.path, self.mode).map_err(Error::io("chmod", &self.target))?;

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::counters::Counters;
 use super::put::{Batch, Put};
-use super::{BlobStore, description};
+use super::{BlobStore, PutSome, description};
 use crate::codec::Encoding;
 use crate::digest::{self, Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
@@ -171,6 +171,10 @@ impl BlobStore for DirStore {
 
     fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>], monitor: &Monitor) -> Result<Vec<Digest>> {
         Batch::new(self, blobs.len()).put(blobs, |index| digests[index], monitor)
+    }
+
+    fn put_grouped(&self, work: &mut dyn FnMut(&PutSome<'_>) -> Result<()>) -> Result<()> {
+        Batch::new(self, usize::MAX).put_grouped(work)
     }
 
     fn get(&self, digest: &Digest) -> Result<Vec<u8>> {

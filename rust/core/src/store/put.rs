@@ -7,16 +7,16 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
 
 use rayon::prelude::*;
 
-use super::BlobStore;
 use super::dir::{DirStore, Durability, RENEW_AFTER};
 use super::lock::Hold;
+use super::{BlobStore, PutSome};
 use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
 use crate::io;
@@ -49,30 +49,15 @@ pub(super) struct Batch<'a> {
     shards: Option<Shards>,
 }
 
-/// The directories of blobs, each opened when the first blob needs it. File descriptors are few: only one batch in the process has these, and
-/// none is kept when half of all are in use.
-struct Shards {
-    open: Box<[OnceLock<OwnedFd>; 256]>,
-    most: u64,
-}
+/// The directories of blobs, each opened when the first blob needs it. Only one batch in the process has them: file descriptors are few.
+struct Shards(Box<[OnceLock<OwnedFd>; 256]>);
 
 static SHARDS_TAKEN: AtomicBool = AtomicBool::new(false);
 
 impl Shards {
     fn take() -> Option<Self> {
         SHARDS_TAKEN.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Self { open: Box::new([const { OnceLock::new() }; 256]), most: io::most_descriptors() / 2 })
-    }
-
-    fn open(&self, blobs: &OwnedFd, digest: &Digest, name: &BlobName) -> Option<&OwnedFd> {
-        let shard = &self.open[usize::from(digest.bytes()[0])];
-        if let Some(dir) = shard.get() {
-            return Some(dir);
-        }
-        let dir = io::open_dir_at(blobs, name.shard()).ok()?;
-        // The system gives the lowest number that is free.
-        let few = u64::try_from(dir.as_raw_fd()).is_ok_and(|used| used < self.most);
-        few.then(|| shard.get_or_init(|| dir))
+        Some(Self(Box::new([const { OnceLock::new() }; 256])))
     }
 }
 
@@ -91,9 +76,12 @@ impl<'a> Batch<'a> {
     /// Where a blob's name is looked up: its directory, or the directory of those and the longer name.
     pub(super) fn place<'n>(&self, digest: &Digest, name: &'n BlobName) -> (BorrowedFd<'_>, &'n str) {
         let blobs = &self.store.blobs;
-        match self.shards.as_ref().and_then(|shards| shards.open(blobs, digest, name)) {
-            Some(dir) => (dir.as_fd(), name.file()),
-            None => (blobs.as_fd(), name),
+        let Some(Shards(shards)) = &self.shards else { return (blobs.as_fd(), name) };
+        let shard = &shards[usize::from(digest.bytes()[0])];
+        match shard.get().map_or_else(|| io::open_dir_at(blobs, name.shard()).map(|dir| shard.get_or_init(|| dir)), Ok) {
+            Ok(dir) => (dir.as_fd(), name.file()),
+            // Not made yet, or no descriptor is left: the longer way tells.
+            Err(_) => (blobs.as_fd(), name),
         }
     }
 
@@ -258,6 +246,31 @@ impl<'a> Batch<'a> {
             }
             Ok(digests)
         })
+    }
+
+    /// Lets `work` put a few blobs at a time. Those of a group become visible together, at the end.
+    pub(super) fn put_grouped(&self, work: &mut dyn FnMut(&PutSome<'_>) -> Result<()>) -> Result<()> {
+        let grouped = self.store.options.durability == Durability::Group;
+        let group = Mutex::new((Vec::new(), 0));
+        let early = EarlySync::default();
+        std::thread::scope(|scope| {
+            work(&|blobs| {
+                let puts = self.put_task(blobs, 0..blobs.len(), |_| None, &Monitor::new())?;
+                let digests = puts.iter().map(|(digest, _)| *digest).collect();
+                if grouped {
+                    let mut group = group.lock().unwrap_or_else(PoisonError::into_inner);
+                    group.0.extend(puts);
+                    let parts = group.1 / PART_BYTES;
+                    group.1 += blobs.iter().map(|blob| blob.len()).sum::<usize>();
+                    if group.1 / PART_BYTES > parts {
+                        early.start(scope, self.store);
+                    }
+                }
+                Ok(digests)
+            })
+        })?;
+        early.end(self.store)?;
+        self.commit(group.into_inner().unwrap_or_else(PoisonError::into_inner).0)
     }
 
     fn put_task(
