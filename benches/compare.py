@@ -20,7 +20,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pfimg
-from pfimg._core import threads
+from pfimg._core import kernel, threads
 
 from . import rounds
 from .groups import all_groups
@@ -37,6 +37,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": f"{cpu.strip()}, {os.cpu_count()} cores",
         "threads": str(threads()),
+        "kernel": kernel(),
         "memory": f"{int(memory) / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}",
     }

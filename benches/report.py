@@ -96,7 +96,7 @@ def setting(document: Document) -> str:
     lost = sorted({why for group in groups for why in group["missing"].values()})
     versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     here = document["machine"]
-    machine = f"{here['processor']}, {here['threads']} threads, {here['memory']}, {here['system']}"
+    machine = f"{here['processor']}, {here['threads']} threads, SHA-256 by {here['kernel']}, {here['memory']}, {here['system']}"
     lines = [textwrap.fill(f"{machine}; measured {' to '.join(days[:1] + days[1:][-1:])}. {versions}.", 120)]
     if lost:
         lines.append(textwrap.fill(f"Not there, and so not in the tables: {'; '.join(lost)}.", 120))

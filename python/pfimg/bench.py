@@ -59,6 +59,7 @@ class BenchReport:
 
     Attributes:
         directory: Where files were written.
+        kernel: What hashes blobs side by side with SHA-256.
         threads: How many threads hash, encode, write and read.
         pages, page_bytes: What was stored in each round.
         rounds: How many rounds there were.
@@ -69,6 +70,7 @@ class BenchReport:
     """
 
     directory: str
+    kernel: str
     threads: int
     pages: int
     page_bytes: int
@@ -115,7 +117,8 @@ class BenchReport:
         return "\n".join(
             [
                 f"{self.pages:,} pages of {self.page_bytes:,} bytes, {self.rounds} rounds, in {self.directory}",
-                f"limits, {self.threads} threads",
+                f"{self.threads} threads, SHA-256 by {self.kernel}",
+                "limits",
                 line("copy memory", self.memory_copy),
                 line("hash", self.hash),
                 line("write plain files", self.plain_write),
@@ -197,6 +200,7 @@ class _Bench:
         rates = {name: len(self._pages) / median(seconds) for name, seconds in self._seconds.items()}
         return BenchReport(
             directory=str(directory),
+            kernel=_core.kernel(),
             threads=_core.threads(),
             pages=self._count,
             page_bytes=self._page_bytes,

@@ -128,7 +128,7 @@ def test_masks_do_not_meet() -> None:
 
 
 DOCUMENT = {
-    "machine": {"processor": "a processor, 2 cores", "threads": "2", "memory": "1 GiB", "system": "a system"},
+    "machine": {"processor": "a processor, 2 cores", "threads": "2", "kernel": "k", "memory": "1 GiB", "system": "a system"},
     "versions": {"pfimg": "1", "LMCache": "2"},
     "groups": {
         "pages of 64 KiB": {

@@ -20,7 +20,7 @@ Command = Any
 def report(**rates: float) -> BenchReport:
     known = dict.fromkeys(("memory_copy", "hash", "plain_write", "plain_write_synced", "plain_read"), 4e9)
     known |= dict.fromkeys(("store", "store_synced", "load"), 1e9)
-    about = {"directory": "/d", "threads": 2, "pages": 3, "page_bytes": 4096, "rounds": 3}
+    about = {"directory": "/d", "kernel": "k", "threads": 2, "pages": 3, "page_bytes": 4096, "rounds": 3}
     return BenchReport(**about, **(known | rates), codecs={"auto": CodecRates(1e9, 2e9, 0.7)})  # type: ignore[arg-type]
 
 
@@ -35,6 +35,7 @@ def test_it_measures_everything_and_leaves_nothing(pf: Command, tmp_path: Path) 
     assert 0.6 < found["codecs"]["zstd"]["size"] < 0.9
     assert set(found["limits"]) == set(found["shares"]) == {"store", "store_synced", "load"}
     assert (found["directory"], found["page_bytes"], found["threads"]) == (str(tmp_path), 4096, _core.threads())
+    assert found["kernel"] in _core.kernels()
     assert found["verdict"].startswith("storing runs at ")
     assert list(tmp_path.iterdir()) == []
 
