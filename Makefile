@@ -67,7 +67,7 @@ lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check 
 
 bench: $(MODULE) $(VENV)/.bench cargo-found ## Measure the kernels, the public calls, and all beside the peers; writes docs/performance.md
 	@$(call say,kernels)
-	@cargo bench --locked -p pfimg-core --benches -- --quiet
+	@cargo bench --locked -p pfimg-core -- --quiet
 	@$(call say,public calls)
 	@$(PY) -m pytest -q benches --benchmark-only --benchmark-sort=fullname --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 	@$(call say,beside the peers)

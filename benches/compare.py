@@ -1,6 +1,6 @@
 """Measures everything side by side and keeps the times in a JSON file.
 
-    python -m benches.compare [--rounds N] [--only NAME…] [--into FILE] [--disk DIR]
+    python -m benches.compare [--rounds N] [--only NAME…] [--into FILE] [--add] [--disk DIR]
 
 Groups that were measured replace those of the same name in the file, from which `python -m benches.report` writes
 docs/performance.md.
@@ -91,7 +91,7 @@ def measure(only: list[str], count: int, memory: Path, disk: Path, say: Callable
             "item_bytes": group.item_bytes,
             "place": file_system(base.parent),
             "date": datetime.now(UTC).date().isoformat(),
-            "rounds": count,
+            "rounds": min(count, group.most_rounds or count),
             "disturbed_rounds": result.disturbed,
             "missing": result.missing,
             "seconds": {
@@ -102,6 +102,16 @@ def measure(only: list[str], count: int, memory: Path, disk: Path, say: Callable
         for who, why in result.missing.items():
             say(f"{name}: without {who} ({why})")
     return results
+
+
+def _added(before: Document | None, group: Document) -> Document:
+    """A group with the rounds of an earlier run before its own. (Contenders that one of them misses are left out.)"""
+    if before is None:
+        return group
+    pairs = {call: (before["seconds"].get(call, {}), by) for call, by in group["seconds"].items()}
+    seconds = {call: {who: old[who] + new[who] for who in new if who in old} for call, (old, new) in pairs.items()}
+    sums = {key: before[key] + group[key] for key in ("rounds", "disturbed_rounds")}
+    return group | sums | {"missing": before["missing"] | group["missing"], "seconds": seconds}
 
 
 def options() -> argparse.ArgumentParser:
@@ -118,12 +128,15 @@ def options() -> argparse.ArgumentParser:
 def main() -> None:
     parser = options()
     parser.add_argument("--into", type=Path, default=RESULTS, help="the file")
+    parser.add_argument("--add", action="store_true", help="add the rounds to those of the same groups in the file")
     told = parser.parse_args()
     told.disk.mkdir(exist_ok=True)
     document: Document = json.loads(told.into.read_text()) if told.into.exists() else {"groups": {}}
     if document.get("machine") != machine():
         document = {"machine": machine(), "groups": {}}  # figures of two machines do not stand in one table
     groups = measure(told.only, told.rounds, told.memory, told.disk, rounds.say)
+    if told.add:
+        groups = {name: _added(document["groups"].get(name), group) for name, group in groups.items()}
     document |= {"versions": versions(), "groups": document["groups"] | groups}
     told.into.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 

@@ -35,6 +35,7 @@ class Group:
         renew: Called with the number of each round before it, so that nothing is stored twice.
         contenders: Makes them, ours first. One that is not there raises `Missing` when it is made or run.
         on_disk: Files are kept on a disk, not in memory.
+        most_rounds: As many as a slow group gets, and then none to warm up.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Group:
     contenders: Mapping[str, Contender]
     renew: Callable[[int], object] = lambda _: None
     on_disk: bool = False
+    most_rounds: int | None = None
 
 
 @dataclass
@@ -55,14 +57,15 @@ class Result:
 
 
 def run(group: Group, rounds: int, base: Path, say: Callable[[str], None]) -> Result:
-    """Measures a group in fresh directories below `base`. The first round only warms up."""
+    """Measures a group in fresh directories below `base`. The first round only warms up, but in groups that take minutes."""
     result = Result()
+    rounds = min(rounds, group.most_rounds or rounds)
     kept, tried = 0, 0
     while kept < rounds and tried <= _MOST_ROUNDS * rounds:
         group.renew(tried)
         times, disturbed = _round(group, tried, base, result.missing)
         tried += 1
-        if tried == 1:
+        if tried == 1 and group.most_rounds is None:
             continue
         # Rather a disturbed figure, and a word about it, than none.
         result.disturbed += disturbed

@@ -13,7 +13,7 @@ from benches.pages import Batch, masks, sample
 from benches.peers import Missing
 from benches.rows import LIMIT, ROWS, Row, figure
 
-from benches import check, plot, report, rounds
+from benches import check, compare, plot, report, rounds
 
 ROW = Row("pages", "store", "put_many", ("fast peer", "slow peer"), bar=1.0, reach=2.0, tolerance=0.1)
 
@@ -103,6 +103,15 @@ def test_rounds_take_turns_and_leave_nothing(tmp_path: Path) -> None:
     assert turns.count("pfimg") == turns.count("peer") >= 4  # one round warms up
     assert set(zip(turns[2::2], turns[3::2], strict=False)) == {("pfimg", "peer"), ("peer", "pfimg")}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounds_of_two_runs_are_added() -> None:
+    def group(seconds: dict[str, list[float]]) -> dict[str, object]:
+        return {"rounds": 1, "disturbed_rounds": 1, "missing": {}, "date": "2026-01-02", "seconds": {"store": seconds}}
+
+    added = compare._added(group({"pfimg": [1.0], "gone": [9.0]}), group({"pfimg": [2.0], "new": [3.0]}))
+    assert added == group({"pfimg": [1.0, 2.0]}) | {"rounds": 2, "disturbed_rounds": 2}
+    assert compare._added(None, added) == added
 
 
 def test_pages_are_unique_and_stay_as_real_as_they_were() -> None:
