@@ -48,11 +48,13 @@ def stored_frame(content: bytes) -> bytes:
         header = struct.pack("<BBI", 0x80, 0x38, size)
     else:
         header = struct.pack("<BBQ", 0xC0, 0x38, size)
-    starts = range(0, max(size, 1), BLOCK)
-    blocks = [content[start : start + BLOCK] for start in starts]
-    lasts = [start == starts[-1] for start in starts]
-    body = b"".join(struct.pack("<I", len(block) << 3 | last)[:3] + block for block, last in zip(blocks, lasts, strict=True))
-    return b"\x28\xb5\x2f\xfd" + header + body
+    frame = bytearray(b"\x28\xb5\x2f\xfd" + header)
+    for start in range(0, max(size, 1), BLOCK):
+        block = content[start : start + BLOCK]
+        while size >= 4096 and (len(frame) + 3) % 64:
+            frame += bytes(3)
+        frame += struct.pack("<I", len(block) << 3 | (start + BLOCK >= size))[:3] + block
+    return bytes(frame)
 
 
 @pytest.fixture(params=VECTORS, ids=lambda vector: str(vector["length"]))

@@ -4,6 +4,8 @@
 //! Rust it is a value of 33 bytes, never a string. SHA-256 is our own ([`crate::sha256`]), for the sake of batches; BLAKE3 is a crate, which only
 //! this file names.
 
+mod hex;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -58,6 +60,9 @@ pub struct Digest {
 }
 
 impl Digest {
+    /// Bytes of its text; both prefixes have the same length.
+    pub const TEXT_LEN: usize = 7 + 64;
+
     /// A digest from its parts.
     #[must_use]
     pub const fn new(algorithm: Algorithm, bytes: [u8; 32]) -> Self {
@@ -85,75 +90,54 @@ impl Digest {
     /// The same as ASCII.
     #[must_use]
     pub fn hex_bytes(&self) -> [u8; 64] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut out = [0; 64];
-        for (pair, byte) in out.chunks_exact_mut(2).zip(self.bytes) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
-        }
-        out
+        hex::encode(&self.bytes)
     }
 
     /// From 64 lower-case hexadecimal digits without a prefix.
     pub fn from_hex(algorithm: Algorithm, hex: &str) -> Result<Self> {
-        match decode(hex.as_bytes()) {
+        match hex.as_bytes().try_into().ok().and_then(hex::decode) {
             Some(bytes) => Ok(Self { algorithm, bytes }),
             None => Err(Error::format(format!("digest {hex:?}"), "not 64 lower-case hexadecimal digits")),
         }
     }
-}
 
-fn decode(hex: &[u8]) -> Option<[u8; 32]> {
-    const fn nibble(c: u8) -> u8 {
-        match c {
-            b'0'..=b'9' => c - b'0',
-            b'a'..=b'f' => c - b'a' + 10,
-            _ => 0xff,
-        }
+    /// What it is written as, in ASCII: prefix and digits.
+    #[must_use]
+    pub fn text(&self) -> [u8; Self::TEXT_LEN] {
+        let mut text = [b':'; Self::TEXT_LEN];
+        text[..Self::TEXT_LEN - 65].copy_from_slice(self.algorithm.name().as_bytes());
+        text[Self::TEXT_LEN - 64..].copy_from_slice(&self.hex_bytes());
+        text
     }
-    const TABLE: [u8; 256] = {
-        let mut table = [0; 256];
-        let mut i = 0;
-        while i < 256 {
-            #[expect(clippy::cast_possible_truncation, reason = "i < 256")]
-            let c = i as u8;
-            table[i] = nibble(c);
-            i += 1;
-        }
-        table
-    };
-    let hex: &[u8; 64] = hex.try_into().ok()?;
-    let mut out = [0; 32];
-    let mut bad = 0;
-    for (byte, pair) in out.iter_mut().zip(hex.chunks_exact(2)) {
-        let (high, low) = (TABLE[usize::from(pair[0])], TABLE[usize::from(pair[1])]);
-        bad |= high | low;
-        *byte = high << 4 | low & 15;
+
+    /// The inverse of [`Digest::text`]; None for anything else, without telling why.
+    pub(crate) fn from_text(text: &[u8; Self::TEXT_LEN]) -> Option<Self> {
+        let (prefix, digits) = text.split_last_chunk().expect("the text is longer than its digits");
+        let algorithm = match prefix {
+            b"sha256:" => Algorithm::Sha256,
+            b"blake3:" => Algorithm::Blake3,
+            _ => return None,
+        };
+        hex::decode(digits).map(|bytes| Self { algorithm, bytes })
     }
-    (bad & 0xf0 == 0).then_some(out)
 }
 
 impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        let (algorithm, hex) = if let Some(hex) = s.strip_prefix("sha256:") {
-            (Algorithm::Sha256, hex)
-        } else if let Some(hex) = s.strip_prefix("blake3:") {
-            (Algorithm::Blake3, hex)
-        } else {
-            return Err(Error::format(format!("digest {s:?}"), "the prefix is neither sha256: nor blake3:"));
-        };
-        match decode(hex.as_bytes()) {
-            Some(bytes) => Ok(Self { algorithm, bytes }),
-            None => Err(Error::format(format!("digest {s:?}"), "not 64 lower-case hexadecimal digits")),
+        if let Some(digest) = s.as_bytes().try_into().ok().and_then(Self::from_text) {
+            return Ok(digest);
         }
+        let known = s.starts_with("sha256:") || s.starts_with("blake3:");
+        let reason = if known { "not 64 lower-case hexadecimal digits" } else { "the prefix is neither sha256: nor blake3:" };
+        Err(Error::format(format!("digest {s:?}"), reason))
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm, self.hex())
+        f.write_str(str::from_utf8(&self.text()).expect("ASCII"))
     }
 }
 

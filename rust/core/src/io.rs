@@ -177,6 +177,12 @@ pub fn read_cached_at(file: &File, slices: &mut [IoSliceMut<'_>], offset: u64) -
     }
 }
 
+/// How many file descriptors this process may have.
+#[must_use]
+pub fn most_descriptors() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Asks the system to read the file before it is needed. It may decline.
 pub fn read_ahead(file: &File) {
     #[cfg(target_os = "linux")]

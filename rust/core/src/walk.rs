@@ -5,18 +5,23 @@
 //! place calls for is opaque and refers to nothing; one that claims to be it and is malformed is an error.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::str::FromStr;
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
+use crate::pages::Page;
 use crate::store::BlobStore;
 use crate::tree::FsTree;
-use crate::{json, pages};
+use crate::{json, pages, pool};
 
 /// A layer of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +104,7 @@ impl Document {
         let bytes = read(blobs, self.digest())?;
         match self {
             Self::Tree(_) => tree_children(&bytes),
-            Self::Pages(_) => Ok(page_children(pages::listed(&bytes)?.unwrap_or_default())),
+            Self::Pages(_) => page_children(&bytes),
             Self::Procs(_) => procs_children(&bytes),
             Self::Diff(_) => diff_children(&bytes),
         }
@@ -114,11 +119,9 @@ pub fn manifest_blob_digests(manifest: &Manifest) -> Vec<Digest> {
 
 fn layers(manifest: &Manifest, selection: &Selection) -> Vec<Digest> {
     use Layer::{Cache, Effects, Model, Trace, World};
-    let mut found = Found::default();
     let of = [Model, Model, Cache, World, World, World, Effects, Trace];
     let chosen = manifest.blob_digests().into_iter().zip(of).filter(|(_, layer)| selection.has(*layer));
-    found.extend(chosen.map(|(digest, _)| digest).collect());
-    found.order
+    distinct(chosen.map(|(digest, _)| digest).collect())
 }
 
 /// The layer blobs that a walk reads, in the order in which it does.
@@ -147,18 +150,17 @@ pub fn transitive_blob_digests(manifest: &Manifest, blobs: &dyn BlobStore) -> Re
 /// # Errors
 /// As [`transitive_blob_digests`]; also [`Error::Format`] for a page number that the cache does not have.
 pub fn reachable(manifest: &Manifest, blobs: &dyn BlobStore, selection: &Selection) -> Result<Vec<Digest>> {
-    let mut found = Found::default();
-    found.extend(layers(manifest, selection));
+    let mut found = layers(manifest, selection);
     for document in documents(manifest, selection) {
         match (document, &selection.ixs) {
             (Document::Pages(digest), Some(ixs)) => {
-                let listed = pages::listed(&read(blobs, &digest)?)?;
+                let listed: Option<Vec<Page>> = pages::listed(&read(blobs, &digest)?)?;
                 found.extend(chosen_pages(listed.unwrap_or_default(), ixs)?);
             }
-            _ => found.extend(document.children(blobs)?),
+            _ => append(&mut found, document.children(blobs)?),
         }
     }
-    Ok(found.order)
+    Ok(distinct(found))
 }
 
 /// A layer's bytes. One that is too large for a document and is no JSON object is opaque, so nothing of it is kept.
@@ -188,31 +190,40 @@ impl Write for Start {
     }
 }
 
-fn chosen_pages(listed: Vec<pages::Page>, ixs: &[u64]) -> Result<Vec<Digest>> {
+fn chosen_pages(listed: Vec<Page>, ixs: &[u64]) -> Result<Vec<Digest>> {
     let mut wanted: HashSet<u64> = ixs.iter().copied().collect();
-    let chosen: Vec<pages::Page> = listed.into_iter().filter(|page| wanted.remove(&page.ix)).collect();
+    let mut chosen = Sides::default();
+    chosen.extend(listed.into_iter().filter(|page| wanted.remove(&page.ix)));
     match wanted.into_iter().min() {
         Some(ix) => Err(Error::format("page manifest", format!("it has no page {ix}"))),
-        None => Ok(page_children(chosen)),
+        None => Ok(chosen.0),
+    }
+}
+
+/// Appends to a list. The longer of both stays where it is: pages may be millions, and mostly follow on a few layers.
+fn append(found: &mut Vec<Digest>, mut more: Vec<Digest>) {
+    if found.len() < more.len() {
+        more.splice(0..0, found.drain(..));
+        *found = more;
+    } else {
+        found.append(&mut more);
     }
 }
 
 /// What a part of an image refers to, as far as the documents that tell it are here.
 pub fn present(manifest: &Manifest, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
-    let mut found = Found::default();
-    found.extend(layers(manifest, &Selection::all()));
+    let mut found = layers(manifest, &Selection::all());
     for document in documents(manifest, &Selection::all()) {
         if blobs.has(document.digest())? {
-            found.extend(document.children(blobs)?);
+            append(&mut found, document.children(blobs)?);
         }
     }
-    Ok(found.order)
+    Ok(distinct(found))
 }
 
 /// A pinned blob and, where it is an image, a tree or another document, what it refers to as far as that is here.
 pub fn pinned(digest: &Digest, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
-    let mut found = Found::default();
-    found.extend(vec![*digest]);
+    let mut found = vec![*digest];
     if digest.algorithm() == blobs.algorithm() && blobs.has(digest)? {
         let bytes = read(blobs, digest)?;
         match Manifest::parse(&bytes) {
@@ -220,17 +231,16 @@ pub fn pinned(digest: &Digest, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
             Err(_) => found.extend(children(&bytes)?),
         }
     }
-    Ok(found.order)
+    Ok(distinct(found))
 }
 
 /// What a blob refers to when its place is not known, for roots that name it directly.
 fn children(bytes: &[u8]) -> Result<Vec<Digest>> {
-    let mut found = Found::default();
-    found.extend(tree_children(bytes)?);
-    found.extend(page_children(pages::listed(bytes)?.unwrap_or_default()));
+    let mut found = tree_children(bytes)?;
+    found.extend(page_children(bytes)?);
     found.extend(procs_children(bytes)?);
     found.extend(diff_children(bytes)?);
-    Ok(found.order)
+    Ok(distinct(found))
 }
 
 fn tree_children(bytes: &[u8]) -> Result<Vec<Digest>> {
@@ -240,8 +250,18 @@ fn tree_children(bytes: &[u8]) -> Result<Vec<Digest>> {
     Ok(FsTree::parse(bytes)?.entries.iter().filter_map(|entry| entry.blob().copied()).collect())
 }
 
-fn page_children(pages: Vec<pages::Page>) -> Vec<Digest> {
-    pages.into_iter().flat_map(|page| [page.k, page.v]).collect()
+fn page_children(bytes: &[u8]) -> Result<Vec<Digest>> {
+    Ok(pages::listed::<Sides>(bytes)?.unwrap_or_default().0)
+}
+
+/// K and V of each page.
+#[derive(Default)]
+struct Sides(Vec<Digest>);
+
+impl Extend<Page> for Sides {
+    fn extend<T: IntoIterator<Item = Page>>(&mut self, pages: T) {
+        pages.into_iter().for_each(|page| self.0.extend([page.k, page.v]));
+    }
 }
 
 /// A process table made by CRIU names the blob of its dump.
@@ -333,23 +353,42 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 }
 
-/// Digests in the order in which they were first seen.
-#[derive(Default)]
-struct Found {
-    order: Vec<Digest>,
-    seen: HashSet<Digest>,
-}
-
-impl Found {
-    fn extend(&mut self, digests: Vec<Digest>) {
-        self.order.reserve(digests.len());
-        self.seen.reserve(digests.len());
-        for digest in digests {
-            if self.seen.insert(digest) {
-                self.order.push(digest);
+/// Leaves each digest where it is first seen.
+fn distinct(mut digests: Vec<Digest>) -> Vec<Digest> {
+    /// So many are quicker done than told to others.
+    const FEW: usize = 1 << 14;
+    /// So that what is looked up at a time stays in the caches nearby.
+    const PARTS: usize = 16;
+    if digests.len() < FEW {
+        let mut seen = HashSet::with_capacity(digests.len());
+        digests.retain(|digest| seen.insert(*digest));
+        return digests;
+    }
+    // Digests that were not made by hashing may be anything, so that the key of this hash has to be a secret.
+    let key = RandomState::new();
+    let hash = |digest: &Digest| {
+        let mut hasher = key.build_hasher();
+        hasher.write(digest.bytes());
+        hasher.finish()
+    };
+    let hashes: Vec<u64> = pool::install(|| digests.par_iter().map(hash).collect());
+    let repeats = |part: usize| {
+        let mut seen = HashTable::<usize>::with_capacity(digests.len() / PARTS);
+        let mut repeats = Vec::new();
+        for (at, hash) in hashes.iter().enumerate().filter(|(_, hash)| (*hash >> 32) % PARTS as u64 == part as u64) {
+            match seen.entry(*hash, |other| digests[*other] == digests[at], |other| hashes[*other]) {
+                Entry::Vacant(place) => drop(place.insert(at)),
+                Entry::Occupied(_) => repeats.push(at),
             }
         }
-    }
+        repeats
+    };
+    let mut repeats: Vec<usize> = pool::install(|| (0..PARTS).into_par_iter().flat_map_iter(repeats).collect());
+    repeats.sort_unstable();
+    let mut repeats = repeats.into_iter().peekable();
+    let mut at = 0..;
+    digests.retain(|_| repeats.next_if_eq(&at.next().expect("numbers do not end")).is_none());
+    digests
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl<'py> IntoPyObject<'py> for PyDigest {
     type Error = Infallible;
 
     fn into_pyobject(self, py: Python<'py>) -> Result<Self::Output, Infallible> {
-        Ok(PyString::new(py, &self.0.to_string()))
+        Ok(PyString::from_bytes(py, &self.0.text()).expect("ASCII"))
     }
 }
 

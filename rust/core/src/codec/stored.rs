@@ -1,5 +1,8 @@
 //! Stored frames: a standard zstd frame of raw blocks, whose bytes are the caller's own between small headers.
 //!
+//! Empty raw blocks, which are three zero bytes each, stand before a block so that its content begins at a multiple of [`ALIGNMENT`] in the
+//! file: the system then copies whole cache lines between the file and the caller's page.
+//!
 //! Nothing is copied and nothing is allocated: a frame is handed to a gathering write, or taken from a scattering read, as a few blocks at a
 //! time with their headers on the stack.
 
@@ -15,18 +18,24 @@ pub(super) const WINDOW_LOG: u32 = 17;
 const WINDOW_BYTE: u8 = 7 << 3;
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const BLOCK_HEADER: usize = 3;
+/// A cache line.
+const ALIGNMENT: usize = 64;
+/// Contents from this size on, a page of memory, are aligned.
+const ALIGNED_BYTES: u64 = 4096;
+/// Most bytes before a block: a frame's header, and as many block headers as reach every remainder of [`ALIGNMENT`].
+const HEADER_MAX: usize = FRAME_HEADER_MAX + ALIGNMENT * BLOCK_HEADER;
 /// Blocks of one system call.
 const GROUP_BLOCKS: usize = 16;
 
-/// What stands before a block: its header, and before the first the frame's.
+/// What stands before a block's content: its header, before that empty blocks for alignment, and before the first the frame's header.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Header {
-    bytes: [u8; FRAME_HEADER_MAX + BLOCK_HEADER],
+    bytes: [u8; HEADER_MAX],
     len: usize,
 }
 
 impl Header {
-    const EMPTY: Self = Self { bytes: [0; FRAME_HEADER_MAX + BLOCK_HEADER], len: 0 };
+    const EMPTY: Self = Self { bytes: [0; HEADER_MAX], len: 0 };
 
     fn push(&mut self, bytes: &[u8]) {
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
@@ -66,6 +75,11 @@ impl Header {
     /// What stands before the block at `at` of a content.
     fn of(content_len: u64, at: u64) -> Self {
         let mut header = if at == 0 { Self::frame(content_len) } else { Self::EMPTY };
+        if content_len >= ALIGNED_BYTES {
+            while !(header.len + BLOCK_HEADER).is_multiple_of(ALIGNMENT) {
+                header.len += BLOCK_HEADER;
+            }
+        }
         let left = content_len - at;
         // Bit 0: last block; bits 1-2: type, 0 = raw; then the size.
         let [a, b, c, ..] = (left.min(BLOCK_BYTES as u64) << 3 | u64::from(left <= BLOCK_BYTES as u64)).to_le_bytes();
@@ -95,7 +109,8 @@ fn blocks(group: &[u8]) -> usize {
 /// Length of the stored frame of a content of `len` bytes.
 #[must_use]
 pub fn stored_len(len: u64) -> u64 {
-    Header::frame(len).len as u64 + len.div_ceil(BLOCK_BYTES as u64).max(1) * BLOCK_HEADER as u64 + len
+    let more_blocks = len.div_ceil(BLOCK_BYTES as u64).saturating_sub(1);
+    Header::of(len, 0).len as u64 + more_blocks * (ALIGNMENT * BLOCK_HEADER) as u64 + len
 }
 
 /// Gives `write` what a content's stored frame has for the piece at `at`, in order and a group of blocks at a time, for gathering writes. A

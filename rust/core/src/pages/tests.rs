@@ -121,14 +121,124 @@ fn a_growing_cache_keeps_what_it_has() {
 #[test]
 fn only_a_list_of_pages_makes_a_page_manifest() {
     for other in ["", "{}", "[]", "{\"pages\":1}", "{\"pages\":", "nonsense"] {
-        assert_eq!(listed(other.as_bytes()).unwrap(), None, "{other}");
+        assert_eq!(listed::<Vec<Page>>(other.as_bytes()).unwrap(), None, "{other}");
     }
     for claims in ["{\"pages\":[", "{\"a\":{\"b\":[]},\"pages\":[{}]}"] {
-        assert_eq!(listed(claims.as_bytes()).unwrap_err().code(), "format", "{claims}");
+        assert_eq!(listed::<Vec<Page>>(claims.as_bytes()).unwrap_err().code(), "format", "{claims}");
     }
 }
 
+/// What a parser alone makes of a document, and of its list of pages.
+fn parsed(bytes: &[u8]) -> (Result<PageManifest>, Result<Vec<Page>>) {
+    #[derive(Deserialize)]
+    struct Listed {
+        pages: Objects<Page>,
+    }
+    let manifest = json::parse::<Document<Objects<Page>, Objects<LogicalSeq>>>(WHAT, bytes).and_then(|document| {
+        let Document { layout, page_size_tokens, n_layers, n_heads, head_dim, dtype, pages, logical_seqs } = document;
+        let meta = CacheMeta { page_size_tokens, n_layers, n_heads, head_dim, dtype };
+        let manifest = PageManifest { layout, meta, pages: pages.0, logical_seqs: logical_seqs.0 };
+        manifest.checked().map_err(|error| json::placed(error, bytes))
+    });
+    (manifest, json::parse::<Listed>(WHAT, bytes).map(|document| document.pages.0))
+}
+
+/// Fails unless a document is read as a parser alone reads it: the same pages, or the same error at the same byte.
+fn same(bytes: &[u8]) {
+    let plain = |result: Result<PageManifest>| result.map_err(|error| format!("{error:?}"));
+    let (manifest, pages) = parsed(bytes);
+    assert_eq!(plain(PageManifest::parse(bytes)), plain(manifest), "{}", bytes.escape_ascii());
+    if let Some(found) = listed::<Vec<Page>>(bytes).transpose() {
+        assert_eq!(found.map_err(|error| format!("{error:?}")), pages.map_err(|error| format!("{error:?}")), "{}", bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn a_list_of_the_usual_form_needs_no_parser() {
+    let manifest = PageManifest::new(META, [0, 9, 10, 4_294_967_295].map(page).to_vec(), vec![sequence("a", &[9], 0)]).unwrap();
+    let printed = manifest.to_json();
+    let at = json::find(&printed, "pages").unwrap();
+    let mut pages = Vec::new();
+    assert!(list::parse(&printed[at..], &mut pages).unwrap().starts_with(b",\"logical_seqs\""));
+    assert_eq!(pages, manifest.pages());
+}
+
+#[test]
+fn what_looks_usual_is_read_as_a_parser_reads_it() {
+    let good = String::from_utf8(PageManifest::new(META, (0..3).map(page).collect(), vec![sequence("a", &[0, 1, 2], 0)]).unwrap().to_json()).unwrap();
+    let pages = &good[good.find("[{").unwrap()..good.find(",\"logical_seqs").unwrap()];
+    let reordered = format!("{{\"pages\":{pages},{}}}", good.replacen(&format!("\"pages\":{pages},"), "", 1).trim_matches(['{', '}']));
+    assert_eq!(PageManifest::parse(reordered.as_bytes()).unwrap().pages().len(), 3);
+    let cases = [
+        (r#""ix":1,"#, vec![r#""ix":01,"#, r#""ix":-0,"#, r#""ix":1.0,"#, r#""ix":1e0,"#, r#""ix":,"#, r#""ix": 1,"#, r#""ix":"1","#]),
+        (
+            r#""ix":2,"#,
+            vec![r#""ix":4294967295,"#, r#""ix":4294967296,"#, r#""ix":9999999999,"#, r#""ix":99999999999999999999,"#, r#""ix":2,"ix":2,"#],
+        ),
+        (
+            r#""k":"sha256:"#,
+            vec![r#""k":"\u0073ha256:"#, r#""\u006b":"sha256:"#, r#""k":"blake3:"#, r#""k":"SHA256:"#, r#""k":"sha512:"#, r#""k":""#],
+        ),
+        (
+            r#"8181"},"#,
+            vec![r#"8181"} ,"#, r#"8181","note":[{}]},"#, r#"8181","k":""},"#, r#"818g"},"#, r#"818A"},"#, r#"818"},"#, "8181\n\"},", r#"8181"}"#],
+        ),
+        (r#""}],"logical"#, vec![r#""}] ,"logical"#, r#""}],"pages":[],"logical"#, r#""},],"logical"#, r#""}"logical"#, r#""}]]"logical"#]),
+        (
+            r#""pages":["#,
+            vec![
+                r#""pages":[],"pages":["#,
+                r#""p\u0061ges":["#,
+                r#""pages": ["#,
+                r#""pages":[ "#,
+                r#""pages":[[],"#,
+                r#""Pages":["#,
+                r#""other":[],"pages":["#,
+            ],
+        ),
+    ];
+    same(good.as_bytes());
+    same(reordered.as_bytes());
+    for (usual, others) in cases {
+        assert!(good.contains(usual), "{usual}");
+        for other in others {
+            same(good.replacen(usual, other, 1).as_bytes());
+            same(reordered.replacen(usual, other, 1).as_bytes());
+        }
+    }
+}
+
+/// A place where a document is damaged, how much of it is taken away there, and what comes instead.
+fn damage() -> impl Strategy<Value = (prop::sample::Index, usize, Vec<u8>)> {
+    let piece = prop_oneof![
+        any::<u8>().prop_map(|byte| vec![byte]),
+        prop::sample::select(&[" ", ",", "]", "[", "{", "}", "\"", ":", "0", "9", "-", "a", "\\u0030", "\"pages\":[", "\"k\":", "{\"ix\":7"][..])
+            .prop_map(|text| text.as_bytes().to_vec()),
+        Just(Vec::new()),
+    ];
+    (any::<prop::sample::Index>(), prop_oneof![0_usize..3, 100..300_usize], piece)
+}
+
 proptest! {
+    #[test]
+    fn damaged_documents_are_read_as_a_parser_reads_them(
+        ixs in prop::collection::btree_set(0_u64..300, 0..5),
+        repeat: bool,
+        damages in prop::collection::vec(damage(), 0..4),
+    ) {
+        let sequences = vec![sequence("a", &ixs.iter().copied().collect::<Vec<u64>>(), 3)];
+        let mut document = PageManifest::new(META, ixs.into_iter().map(page).collect(), sequences).unwrap().to_json();
+        if repeat {
+            document.extend_from_within(1..);
+        }
+        for (at, len, piece) in damages {
+            let at = at.index(document.len() + 1);
+            let end = (at + len).min(document.len());
+            document.splice(at..end, piece);
+        }
+        same(&document);
+    }
+
     #[test]
     fn documents_round_trip(ixs: std::collections::BTreeSet<u32>, names: std::collections::BTreeSet<String>, fill in 0_u64..16) {
         let pages: Vec<Page> = ixs.iter().rev().map(|ix| page(u64::from(*ix))).collect();
@@ -137,13 +247,13 @@ proptest! {
         let manifest = PageManifest::new(META, pages, sequences).unwrap();
         let printed = manifest.to_json();
         prop_assert_eq!(&PageManifest::parse(&printed).unwrap(), &manifest);
-        prop_assert_eq!(listed(&printed).unwrap().unwrap(), manifest.pages());
+        prop_assert_eq!(listed::<Vec<Page>>(&printed).unwrap().unwrap(), manifest.pages());
         let value: serde_json::Value = serde_json::from_slice(&printed).unwrap();
         prop_assert_eq!(&PageManifest::parse(&serde_json::to_vec_pretty(&value).unwrap()).unwrap(), &manifest);
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-        let _ = (PageManifest::parse(&bytes), listed(&bytes));
+        let _ = (PageManifest::parse(&bytes), listed::<Vec<Page>>(&bytes));
     }
 }

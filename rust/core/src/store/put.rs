@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
@@ -49,15 +49,30 @@ pub(super) struct Batch<'a> {
     shards: Option<Shards>,
 }
 
-/// The directories of blobs, each opened when the first blob needs it. Only one batch in the process has them: file descriptors are few.
-struct Shards(Box<[OnceLock<OwnedFd>; 256]>);
+/// The directories of blobs, each opened when the first blob needs it. File descriptors are few: only one batch in the process has these, and
+/// none is kept when half of all are in use.
+struct Shards {
+    open: Box<[OnceLock<OwnedFd>; 256]>,
+    most: u64,
+}
 
 static SHARDS_TAKEN: AtomicBool = AtomicBool::new(false);
 
 impl Shards {
     fn take() -> Option<Self> {
         SHARDS_TAKEN.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Self(Box::new([const { OnceLock::new() }; 256])))
+        Some(Self { open: Box::new([const { OnceLock::new() }; 256]), most: io::most_descriptors() / 2 })
+    }
+
+    fn open(&self, blobs: &OwnedFd, digest: &Digest, name: &BlobName) -> Option<&OwnedFd> {
+        let shard = &self.open[usize::from(digest.bytes()[0])];
+        if let Some(dir) = shard.get() {
+            return Some(dir);
+        }
+        let dir = io::open_dir_at(blobs, name.shard()).ok()?;
+        // The system gives the lowest number that is free.
+        let few = u64::try_from(dir.as_raw_fd()).is_ok_and(|used| used < self.most);
+        few.then(|| shard.get_or_init(|| dir))
     }
 }
 
@@ -76,12 +91,9 @@ impl<'a> Batch<'a> {
     /// Where a blob's name is looked up: its directory, or the directory of those and the longer name.
     pub(super) fn place<'n>(&self, digest: &Digest, name: &'n BlobName) -> (BorrowedFd<'_>, &'n str) {
         let blobs = &self.store.blobs;
-        let Some(Shards(shards)) = &self.shards else { return (blobs.as_fd(), name) };
-        let shard = &shards[usize::from(digest.bytes()[0])];
-        match shard.get().map_or_else(|| io::open_dir_at(blobs, name.shard()).map(|dir| shard.get_or_init(|| dir)), Ok) {
-            Ok(dir) => (dir.as_fd(), name.file()),
-            // Not made yet, or no descriptor is left: the longer way tells.
-            Err(_) => (blobs.as_fd(), name),
+        match self.shards.as_ref().and_then(|shards| shards.open(blobs, digest, name)) {
+            Some(dir) => (dir.as_fd(), name.file()),
+            None => (blobs.as_fd(), name),
         }
     }
 
