@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pfimg
-from pfimg import transfer
+from pfimg import _core, transfer
 from pfimg.registries import base
 from pfimg.registries.refs import OtherRef
 from pfimg.signing import PUBLIC_KEY, SigningKey, sign
@@ -326,3 +326,36 @@ def held_exclusively(store: pfimg.PfStore) -> None:
     """What gc needs before it removes anything."""
     with (store.root / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "store", "auto"])
+def test_frames_are_encoded_anew_in_batches(
+    log: Logged, store: pfimg.PfStore, other: pfimg.PfStore, image: str, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = pfimg.transitive_blob_digests(store.get_manifest(image), store)
+    sizes = []
+
+    def counted(items: Sequence[tuple[str, bytes]], *, codec: str) -> list[bytes]:
+        sizes.append(len(items))
+        return _core.reencode_frames(items, codec=codec)
+
+    monkeypatch.setattr(transfer, "_ENCODE_BATCH", 3)
+    monkeypatch.setattr(transfer, "reencode_frames", counted)
+    pfimg.push(store, image, REF, codec=codec)
+    assert sizes == [3] * (len(walk) // 3) + [len(walk) % 3] * (len(walk) % 3 > 0)
+    assert log.frames == {digest: _core.encode_frame(store.get(digest), codec=codec) for digest in walk}
+    pfimg.pull(REF, other)
+    assert other.get_many(walk) == store.get_many(walk)
+
+
+def test_a_blob_that_cannot_be_encoded_anew_goes_to_quarantine(log: Logged, store: pfimg.PfStore, image: str) -> None:
+    walk = pfimg.transitive_blob_digests(store.get_manifest(image), store)
+    path = store.root / "blobs" / "sha256" / walk[5][7:9] / f"{walk[5][7:]}.zst"
+    path.write_bytes(_core.encode_frame(b"something else"))
+    with pytest.raises(pfimg.IntegrityError) as raised:
+        pfimg.push(store, image, REF, codec="zstd")
+    assert raised.value.digest == walk[5]
+    assert not path.exists()
+    assert list((store.root / "quarantine").iterdir())
+    assert not log.frames
+    assert log.image is None

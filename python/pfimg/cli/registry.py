@@ -17,6 +17,10 @@ LAYERS = ("model", "cache", "world", "effects", "trace")
 _KEY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ref = click.argument("ref")
 _sign = click.option("--sign", type=_KEY_FILE, metavar="KEYFILE", help="Sign with this key.")
+_codec = click.option(
+    "--codec", type=click.Choice(["auto", "zstd", "store"]), help="Encode what is sent anew; without it, as stored."
+)
+_jobs = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="At most so many requests at once.")
 _trust = click.option(
     "--trust", type=_KEY_FILE, multiple=True, metavar="KEYFILE", help="Accept only images signed by one of these keys."
 )
@@ -35,8 +39,10 @@ def _layers(_context: click.Context, _parameter: click.Parameter, value: str | N
 @image_argument
 @_ref
 @_sign
+@_codec
+@_jobs
 @pass_app
-def push(app: App, image: str, ref: str, sign: Path | None) -> None:
+def push(app: App, image: str, ref: str, *, sign: Path | None, codec: str | None, jobs: int | None) -> None:
     """Send an image to a registry: what is not there yet.
 
     REF is file:///abs/dir or another registry's address.
@@ -44,7 +50,7 @@ def push(app: App, image: str, ref: str, sign: Path | None) -> None:
     store = app.store()
     id = resolve(store, image)
     with app.progress() as progress:
-        report = pfimg.push(store, id, ref, sign=sign, progress=progress)
+        report = pfimg.push(store, id, ref, sign=sign, codec=codec, jobs=jobs, progress=progress)
     app.emit(report, str(report))
 
 
