@@ -14,6 +14,7 @@ import numpy as np
 import pfimg
 from pfimg._core import decode_frame, digests_of, encode_frame, threads
 
+from . import page_manifest, trees
 from .pages import Batch
 from .peers import Missing, zipnn
 from .rounds import Contender, Group, timed
@@ -22,6 +23,7 @@ from .systems import Expert, LMCache, Pfimg, PlainFiles, Reference, System
 MIB = 1 << 20
 SIZES = {"64 KiB": 65_536, "73,728 B": 73_728, "2 MiB": 2 * MIB}
 BATCH_BYTES = 128 * MIB
+DOCUMENT_PAGES = 1_000_000
 
 
 def stores_and_loads(system: Callable[[Path], System], batch: Batch) -> Contender:
@@ -208,6 +210,55 @@ def answer_questions(page_bytes: int, total_bytes: int) -> None:
         print(json.dumps(answer), flush=True)
 
 
+def documents() -> Group:
+    """A page manifest of a million pages."""
+    data = page_manifest.document(DOCUMENT_PAGES)
+    blobs = pfimg.MemoryStore()
+    image = page_manifest.image(blobs, data)
+
+    def ours(_root: Path) -> dict[str, float]:
+        _, parsing = timed(pfimg.PageManifest.from_json, data)
+        digests, walking = timed(pfimg.transitive_blob_digests, image, blobs)
+        assert len(digests) == 2 + 2 * DOCUMENT_PAGES
+        return {"parse": parsing / DOCUMENT_PAGES, "parse + walk": walking / DOCUMENT_PAGES}
+
+    def peer(_root: Path) -> dict[str, float]:
+        try:
+            _, parsing = timed(page_manifest.peer_parse, data)
+        except ImportError as error:
+            raise Missing(f"orjson: {error}") from error
+        digests, walking = timed(page_manifest.peer_walk, data)
+        assert len(digests) == 2 * DOCUMENT_PAGES
+        return {"parse": parsing / DOCUMENT_PAGES, "parse + walk": walking / DOCUMENT_PAGES}
+
+    return Group("page manifest", f"pages of a manifest of {DOCUMENT_PAGES:,}", 0, {"pfimg": ours, "orjson": peer})
+
+
+def directories() -> Group:
+    """A directory of many files of mixed sizes, on a disk."""
+
+    def contender(system: type[trees.System]) -> Contender:
+        def run(root: Path) -> dict[str, float]:
+            if not trees.installed(system):
+                raise Missing(f"{system.name}: not installed")
+            corpus = root.parent / "corpus"
+            if not corpus.exists():
+                trees.make_corpus(corpus)
+                os.sync()
+            root.mkdir()
+            subject = system(root / "repository")
+            _, capturing = timed(subject.capture, corpus)
+            os.sync()
+            _, restoring = timed(subject.restore, root / "restored")
+            assert trees.listing(root / "restored") == trees.listing(corpus)
+            return {"capture": capturing / trees.FILES, "restore": restoring / trees.FILES}
+
+        return run
+
+    contenders = {system.name: contender(system) for system in trees.SYSTEMS}
+    return Group("trees", f"files of a tree of {trees.FILES:,}", 0, contenders, on_disk=True, most_rounds=3)
+
+
 def all_groups() -> Iterator[tuple[str, Callable[[], Group]]]:
     """Names, and what makes each group with its buffers; one at a time is in memory."""
     for label in SIZES:
@@ -220,6 +271,8 @@ def all_groups() -> Iterator[tuple[str, Callable[[], Group]]]:
     for label in ("73,728 B", "2 MiB"):
         yield f"floats, {label}", partial(floats, label)
     yield "scaling", scaling
+    yield "page manifest", documents
+    yield "trees", directories
 
 
 if __name__ == "__main__":

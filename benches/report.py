@@ -33,7 +33,7 @@ def grid(titles: Sequence[str], lines: Iterable[Sequence[str]], numbers: int) ->
 def ratios(document: Document) -> str:
     """Each row with its ratio, the bar, what was reached for, and which of them it met."""
     lines = [[_escaped(f"`{row.text}`"), row.group, *_cells(row, document)] for row in ROWS]
-    return grid(["call", "what", "against", "met", "ratio", "middle half", "bar", "reach for"], lines, 4)
+    return grid(["call", "what", "against", "met", "ratio", "middle half", "rounds", "bar", "reach for"], lines, 5)
 
 
 def _cells(row: Row, document: Document) -> list[str]:
@@ -42,10 +42,17 @@ def _cells(row: Row, document: Document) -> list[str]:
     group = document["groups"].get(row.group)
     found = figure(row, group["seconds"]) if group else None
     if found is None:
-        return [row.against, "not measured", "", "", *bars]
+        return [row.against, "not measured", "", "", "", *bars]
     against = row.against + (f" ({found.against.partition(' + ')[0]})" if len(row.peers) > 1 else "")
     met = "reach" if row.meets(found.ratio, row.reach) else "bar" if row.meets(found.ratio, row.bar) else "no"
-    return [against, met, _number(found.ratio, form), f"{_number(found.low, form)} … {_number(found.high, form)}", *bars]
+    return [
+        against,
+        met,
+        _number(found.ratio, form),
+        f"{_number(found.low, form)} … {_number(found.high, form)}",
+        str(group["rounds"]),
+        *bars,
+    ]
 
 
 def _number(value: float, form: str) -> str:

@@ -93,6 +93,11 @@ def _rows() -> Iterator[Row]:
     yield Row("zstd", "store", 'put_many, codec="zstd", durability="none"', ("expert Python",), 1.15, 1.4)
     for call, text in (("store", PUT), ("load", GET), ("hash", "hashing alone")):
         yield Row("scaling", call, text, ("1 thread",), 1.7, 1.9, ours="2 threads")
+    yield Row("page manifest", "parse + walk", "transitive_blob_digests(image)", ("orjson",), 5, 10)
+    yield Row("trees", "capture", "put_tree", ("restic",), 2, 4, tolerance=0.3)
+    yield Row("trees", "restore", "restore_tree", ("restic",), 2, 4, tolerance=0.3)
+    yield Row("trees", "capture", "put_tree", ("git",), 1, 1, tolerance=0.3)
+    yield Row("trees", "capture", 'put_tree, durability="none"', ("git",), 1, 1, ours="pfimg, none", tolerance=0.3)
 
 
 ROWS = tuple(_rows())

@@ -145,6 +145,7 @@ DOCUMENT = {
             "item_bytes": 65_536,
             "place": "tmpfs",
             "date": "2026-01-01",
+            "rounds": 3,
             "missing": {"processfork": "processfork: not installed"},
             "seconds": {
                 "store": {"pfimg": [32e-6, 34e-6, 33e-6], "LMCache": [22e-6, 22e-6, 22e-6]},
