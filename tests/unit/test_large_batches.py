@@ -64,7 +64,7 @@ def test_a_long_mixed_batch_comes_back(tmp_path: Path, durability: str) -> None:
 def test_groups_are_cut_and_synced_early(tmp_path: Path) -> None:
     # Three parts of a group's size, of which many are equal and cost no room.
     block = random.Random(2).randbytes(MEBIBYTE)
-    blobs = [block[at:] + block[:at] for at in range(0, 260)]
+    blobs = [block[at:] + block[:at] for at in range(260)]
     store = pfimg.PfStore.open(tmp_path / "store", durability="group")
     digests = store.put_many(blobs)
     assert digests == [pfimg.digest_of(blob) for blob in blobs]
@@ -100,9 +100,9 @@ def test_cold_damaged_and_missing_blobs_in_one_batch(tmp_path: Path) -> None:
     found = store.get_many(wanted, out=outs, errors="mask")
     # What still hashes to its name is the blob, wherever a bit was flipped: some bits of a frame mean nothing.
     assert found is not None
-    for there, digest, out, content in zip(found, wanted, outs, contents, strict=True):
+    for there, digest, out, want in zip(found, wanted, outs, contents, strict=True):
         assert there or digest in lost or digest == ABSENT
-        assert out == content or not there
+        assert out == want or not there
     listed = store.get_many(wanted, errors="mask")
     assert [content is not None for content in listed] == found
     assert all(content is None or content == want for content, want in zip(listed, contents, strict=True))
@@ -133,4 +133,6 @@ store.get_many(digests, out=outs)
 assert outs == blobs and all(store.has_many(digests))
 """
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "store")], check=True, timeout=120, env={**os.environ, "PFIMG_THREADS": "2"})
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "store")], check=True, timeout=120, env={**os.environ, "PFIMG_THREADS": "2"}
+    )
