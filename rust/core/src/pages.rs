@@ -16,6 +16,9 @@ use crate::json::{self, Objects};
 use crate::limits;
 
 mod list;
+mod pieces;
+
+pub(crate) use pieces::Pieces;
 
 /// The only layout whose pages can be read: C order of (layers, tokens, heads, head dimension), little-endian.
 pub const LAYOUT: &str = "paged-batchinvariant-v1";
@@ -301,13 +304,15 @@ fn read<D: for<'de> Deserialize<'de>, P: Default + Extend<Page>>(bytes: &[u8], a
     Ok((json::parse(WHAT, bytes)?, None))
 }
 
-/// The pages that a document lists, whatever its layout and the rest of it say: what a walk needs. None when it is no page manifest, which
+/// What a walk needs of the document.
+#[derive(Deserialize)]
+struct Listed {
+    pages: Objects<Page>,
+}
+
+/// The pages that a document lists, whatever its layout and the rest of it say. None when it is no page manifest, which
 /// is known by its array `pages`, well-formed or not behind its start.
 pub(crate) fn listed<P: Default + Extend<Page>>(bytes: &[u8]) -> Result<Option<P>> {
-    #[derive(Deserialize)]
-    struct Listed {
-        pages: Objects<Page>,
-    }
     let Some(at) = json::find(bytes, "pages").filter(|at| bytes.get(*at) == Some(&b'[')) else {
         return Ok(None);
     };

@@ -18,10 +18,13 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
-use crate::pages::Page;
+use crate::pages::{Page, Pieces};
 use crate::store::BlobStore;
 use crate::tree::FsTree;
 use crate::{json, pages, pool};
+
+/// A page manifest of so many bytes is not held in memory while it is read.
+const LARGE: usize = 1 << 20;
 
 /// A layer of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +104,19 @@ impl Document {
     /// # Errors
     /// [`Error::BlobNotFound`] when it is not there; [`Error::Format`] when it is malformed.
     pub fn children(&self, blobs: &dyn BlobStore) -> Result<Vec<Digest>> {
-        let bytes = read(blobs, self.digest())?;
+        let bytes = || read(blobs, self.digest());
         match self {
-            Self::Tree(_) => tree_children(&bytes),
-            Self::Pages(_) => page_children(&bytes),
-            Self::Procs(_) => procs_children(&bytes),
-            Self::Diff(_) => diff_children(&bytes),
+            Self::Tree(_) => tree_children(&bytes()?),
+            Self::Pages(digest) => {
+                let mut pieces = Pieces::<Sides>::new(LARGE);
+                blobs.get_stream(digest, &mut pieces)?;
+                match pieces.finish()? {
+                    Some(sides) => Ok(sides.0),
+                    None => page_children(&bytes()?),
+                }
+            }
+            Self::Procs(_) => procs_children(&bytes()?),
+            Self::Diff(_) => diff_children(&bytes()?),
         }
     }
 }

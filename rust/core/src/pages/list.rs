@@ -15,17 +15,39 @@ const END: &[u8] = br#""}"#;
 /// From the end of a page's number to its own.
 const BODY_LEN: usize = K.len() + V.len() + END.len() + 2 * Digest::TEXT_LEN;
 
-/// Gives `pages` those of the list that starts at `text`; returns what follows the list. Without a result, some may have been given.
-pub(super) fn parse<'a>(text: &'a [u8], pages: &mut impl Extend<Page>) -> Option<&'a [u8]> {
-    let mut rest = text.strip_prefix(b"[")?;
-    loop {
-        let (page, after) = page(rest)?;
+/// Most bytes of a page, with what follows it.
+pub(super) const PAGE_MAX: usize = IX.len() + DIGITS_MAX + BODY_LEN + 1;
+/// A number of so few digits cannot overflow.
+const DIGITS_MAX: usize = 10;
+
+/// How a part of a list ends, and what follows its pages.
+pub(super) enum Part<'a> {
+    /// With too little text.
+    Open(&'a [u8]),
+    /// With the list.
+    Closed(&'a [u8]),
+}
+
+/// Gives `pages` those at the start of `text`, which begins within a list, as long as `least` bytes are left. Without a result, some may have
+/// been given.
+pub(super) fn part<'a>(mut text: &'a [u8], least: usize, pages: &mut impl Extend<Page>) -> Option<Part<'a>> {
+    while text.len() >= least {
+        let (page, after) = page(text)?;
         pages.extend([page]);
         match after.split_first()? {
-            (b',', after) => rest = after,
-            (b']', after) => return Some(after),
+            (b',', after) => text = after,
+            (b']', after) => return Some(Part::Closed(after)),
             _ => return None,
         }
+    }
+    Some(Part::Open(text))
+}
+
+/// Gives `pages` those of the list that starts at `text`; returns what follows the list.
+pub(super) fn parse<'a>(text: &'a [u8], pages: &mut impl Extend<Page>) -> Option<&'a [u8]> {
+    match part(text.strip_prefix(b"[")?, 0, pages)? {
+        Part::Closed(after) => Some(after),
+        Part::Open(_) => None,
     }
 }
 
@@ -58,10 +80,9 @@ fn page(text: &[u8]) -> Option<(Page, &[u8])> {
     (body == END).then_some((Page { ix, k, v }, after))
 }
 
-/// A number as it is printed, of so few digits that it cannot overflow.
+/// A number as it is printed.
 fn number(text: &[u8]) -> Option<(u64, &[u8])> {
-    const DIGITS: usize = 10;
-    let len = text.iter().take(DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
+    let len = text.iter().take(DIGITS_MAX).take_while(|byte| byte.is_ascii_digit()).count();
     let (digits, after) = text.split_at(len);
     if len == 0 || (len > 1 && digits[0] == b'0') {
         return None;

@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -130,10 +132,6 @@ fn only_a_list_of_pages_makes_a_page_manifest() {
 
 /// What a parser alone makes of a document, and of its list of pages.
 fn parsed(bytes: &[u8]) -> (Result<PageManifest>, Result<Vec<Page>>) {
-    #[derive(Deserialize)]
-    struct Listed {
-        pages: Objects<Page>,
-    }
     let manifest = json::parse::<Document<Objects<Page>, Objects<LogicalSeq>>>(WHAT, bytes).and_then(|document| {
         let Document { layout, page_size_tokens, n_layers, n_heads, head_dim, dtype, pages, logical_seqs } = document;
         let meta = CacheMeta { page_size_tokens, n_layers, n_heads, head_dim, dtype };
@@ -148,9 +146,23 @@ fn same(bytes: &[u8]) {
     let plain = |result: Result<PageManifest>| result.map_err(|error| format!("{error:?}"));
     let (manifest, pages) = parsed(bytes);
     assert_eq!(plain(PageManifest::parse(bytes)), plain(manifest), "{}", bytes.escape_ascii());
-    if let Some(found) = listed::<Vec<Page>>(bytes).transpose() {
-        assert_eq!(found.map_err(|error| format!("{error:?}")), pages.map_err(|error| format!("{error:?}")), "{}", bytes.escape_ascii());
+    let text = |pages: Result<Option<Vec<Page>>>| pages.map_err(|error| format!("{error:?}"));
+    let found = text(listed(bytes));
+    if found != Ok(None) {
+        assert_eq!(found, text(pages.map(Some)), "{}", bytes.escape_ascii());
     }
+    for (least, piece) in [(0, 1), (90, 7), (140, 300)] {
+        if let Some(streamed) = in_pieces(bytes, least, piece).transpose() {
+            assert_eq!(text(streamed.map(Some)), found.clone().map(|pages| pages.or(Some(Vec::new()))), "{} of {}", piece, bytes.escape_ascii());
+        }
+    }
+}
+
+/// What is found in a document that comes in pieces.
+fn in_pieces(bytes: &[u8], least: usize, piece: usize) -> Result<Option<Vec<Page>>> {
+    let mut pieces = Pieces::new(least);
+    bytes.chunks(piece).for_each(|piece| pieces.write_all(piece).unwrap());
+    pieces.finish()
 }
 
 #[test]
@@ -161,6 +173,9 @@ fn a_list_of_the_usual_form_needs_no_parser() {
     let mut pages = Vec::new();
     assert!(list::parse(&printed[at..], &mut pages).unwrap().starts_with(b",\"logical_seqs\""));
     assert_eq!(pages, manifest.pages());
+    for piece in [1, 100, 10_000] {
+        assert_eq!(in_pieces(&printed, at + 1, piece).unwrap(), Some(pages.clone()));
+    }
 }
 
 #[test]

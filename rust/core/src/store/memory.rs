@@ -1,7 +1,8 @@
 //! Blobs in memory.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::io::Write;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::BlobStore;
 use crate::digest::{self, Algorithm, Digest};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct MemoryStore {
     algorithm: Algorithm,
-    blobs: RwLock<HashMap<Digest, Box<[u8]>>>,
+    blobs: RwLock<HashMap<Digest, Arc<[u8]>>>,
 }
 
 impl MemoryStore {
@@ -19,6 +20,11 @@ impl MemoryStore {
     #[must_use]
     pub fn new(algorithm: Algorithm) -> Self {
         Self { algorithm, blobs: RwLock::default() }
+    }
+
+    fn find(&self, digest: &Digest) -> Result<Arc<[u8]>> {
+        let blobs = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
+        blobs.get(digest).map(Arc::clone).ok_or_else(|| Error::BlobNotFound { digest: digest.to_string() })
     }
 
     /// Forgets a blob; returns whether it was there.
@@ -39,8 +45,7 @@ impl BlobStore for MemoryStore {
     }
 
     fn get(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let blobs = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
-        blobs.get(digest).map(|blob| blob.to_vec()).ok_or_else(|| Error::BlobNotFound { digest: digest.to_string() })
+        Ok(self.find(digest)?.to_vec())
     }
 
     fn has(&self, digest: &Digest) -> Result<bool> {
@@ -50,6 +55,12 @@ impl BlobStore for MemoryStore {
     fn physical_bytes(&self) -> Result<u64> {
         let blobs = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
         Ok(blobs.values().map(|blob| blob.len() as u64).sum())
+    }
+
+    fn get_stream(&self, digest: &Digest, writer: &mut dyn Write) -> Result<u64> {
+        let blob = self.find(digest)?;
+        writer.write_all(&blob).map_err(Error::io("write", "stream"))?;
+        Ok(blob.len() as u64)
     }
 }
 
