@@ -3,11 +3,13 @@ use sha2::Digest as _;
 use super::*;
 use crate::digest::{Algorithm, Digest};
 
-/// All kernels of this processor, and sixteen lanes as on a processor that has no SHA instructions.
+/// All kernels of this processor, sixteen lanes as on a processor that has no SHA instructions, and these as on one that has no AVX-512.
 fn every() -> Vec<Kernel> {
     let all = kernels().into_iter();
     #[cfg(target_arch = "x86_64")]
-    let all = all.chain(avx512::Avx512::detect().map(|lanes| Kernel(Kind::Avx512(lanes, None))));
+    let all = all
+        .chain(avx512::Avx512::detect().map(|lanes| Kernel(Kind::Avx512(lanes, None))))
+        .chain(sha_ni::ShaNi::of_sixteen().map(|few| Kernel(Kind::ShaNi(few))));
     all.collect()
 }
 
