@@ -3,7 +3,7 @@
     python -m benches.trees [--rounds N] [--files N] [--base DIR] [--systems KEYS] [--json FILE]
 
 The corpus is made from a seed: 50,000 regular files in 2,000 directories up to five deep; sizes log-normal (median 3 KiB, sigma
-1.7, at most 4 MiB, one in a hundred empty), together 647 MB; half of them words, a third bytes that nothing compresses, the rest
+1.7, at most 4 MiB, one in a hundred empty), together 635 MB; half of them words, a third bytes that nothing compresses, the rest
 tables of numbers, and one in twenty a copy of the one before; and 500 symbolic links. Every system reads it from memory, and it
 was written out to the disk, so that no system pays for that.
 

@@ -62,7 +62,7 @@ def test_a_long_mixed_batch_comes_back(tmp_path: Path, durability: str) -> None:
 
 
 def test_groups_are_cut_and_synced_early(tmp_path: Path) -> None:
-    # Three parts of a group's size, of which many are equal and cost no room.
+    # More than two of the parts after which the disk is set to work.
     block = random.Random(2).randbytes(MEBIBYTE)
     blobs = [block[at:] + block[:at] for at in range(260)]
     store = pfimg.PfStore.open(tmp_path / "store", durability="group")

@@ -3,8 +3,8 @@
 //! Bytes become verified blobs and blobs become bytes again; this crate does everything that touches every byte. Room map, each using only
 //! what stands before it:
 //!
-//! [`error`], [`limits`] → [`path`], `sha256`, [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] → [`store`] →
-//! [`walk`] → [`images`] → [`capture`], [`restore`] → [`verify`], [`gc`].
+//! [`error`], [`limits`] → [`path`], `sha256`, [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] →
+//! [`store`] → [`walk`] → [`images`] → [`capture`], [`restore`] → [`verify`], [`gc`].
 
 pub mod capture;
 pub mod codec;

@@ -62,7 +62,7 @@ fn poll_until<R>(receiver: &Receiver<R>, interval: Duration, mut poll: impl FnMu
 /// How many of `n` items one task takes so that all threads have work: at most `most`.
 #[must_use]
 pub fn share(n: usize, most: usize) -> usize {
-    n.div_ceil(threads()).clamp(1, most)
+    n.div_ceil(pool().current_num_threads()).clamp(1, most)
 }
 
 fn pool() -> &'static rayon::ThreadPool {

@@ -6,9 +6,9 @@
 //! without write permission can be filled. Links come after all files, so that no file is ever written through one, whatever the file system
 //! takes for equal names.
 //!
-//! Modes are the recorded ones, whatever the umask; where it grants them, things are made with them at once. Directories that only paths imply get 0755; the target itself, which has no entry, what
-//! the umask grants. Nothing is synced: a restored directory can be restored again. A process that is killed leaves its private directory,
-//! `.{target's name}.pfimg.{process id}.{n}`, which may be deleted.
+//! Modes are the recorded ones, whatever the umask; where it grants them, things are made with them at once. Directories that only paths
+//! imply get 0755; the target itself, which has no entry, what the umask grants. Nothing is synced: a restored directory can be restored
+//! again. A process that is killed leaves its private directory, `.{target's name}.pfimg.{process id}.{n}`, which may be deleted.
 
 mod links;
 mod staging;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
 
@@ -232,27 +232,21 @@ impl<'a> Batch<'a> {
     /// Puts all blobs; `name` tells an item's digest where it is known, and it is believed only when the blob is there already.
     pub(super) fn put(&self, blobs: &[&[u8]], name: impl Fn(usize) -> Option<Digest> + Sync, monitor: &Monitor) -> Result<Vec<Digest>> {
         let lens: Vec<usize> = blobs.iter().map(|blob| blob.len()).collect();
-        let grouped = self.store.options.durability == Durability::Group;
         pool::install(|| {
             let mut digests = Vec::with_capacity(blobs.len());
             for group in cut(0..blobs.len(), usize::MAX, GROUP_BYTES, |index| lens[index]) {
-                let parts = cut(group, usize::MAX, if grouped { PART_BYTES } else { usize::MAX }, |index| lens[index]);
-                let mut puts = Vec::new();
+                let tasks = cut(group.clone(), pool::share(group.len(), TASK_BLOBS), TASK_BYTES, |index| lens[index]);
                 let early = EarlySync::default();
-                std::thread::scope(|scope| {
-                    let last = parts.len() - 1;
-                    for (at, part) in parts.into_iter().enumerate() {
-                        let tasks = cut(part.clone(), pool::share(part.len(), TASK_BLOBS), TASK_BYTES, |index| lens[index]);
-                        let task = |task| self.put_task(blobs, task, &name, monitor);
-                        let done: Vec<Vec<_>> = tasks.into_par_iter().map(task).collect::<Result<_>>()?;
-                        puts.extend(done.into_iter().flatten());
-                        if at < last {
-                            early.start(scope, self.store);
-                        }
-                    }
-                    Ok::<_, Error>(())
+                let done: Vec<Vec<_>> = std::thread::scope(|scope| {
+                    let task = |task: Range<usize>| {
+                        let puts = self.put_task(blobs, task.clone(), &name, monitor)?;
+                        early.wrote(scope, self.store, lens[task].iter().sum());
+                        Ok(puts)
+                    };
+                    tasks.into_par_iter().map(task).collect::<Result<_>>()
                 })?;
                 early.end(self.store)?;
+                let puts: Vec<_> = done.into_iter().flatten().collect();
                 digests.extend(puts.iter().map(|(digest, _)| *digest));
                 self.commit(puts)?;
             }
@@ -262,27 +256,21 @@ impl<'a> Batch<'a> {
 
     /// Lets `work` put a few blobs at a time. Those of a group become visible together, at the end.
     pub(super) fn put_grouped(&self, work: &mut dyn FnMut(&PutSome<'_>) -> Result<()>) -> Result<()> {
-        let grouped = self.store.options.durability == Durability::Group;
-        let group = Mutex::new((Vec::new(), 0));
+        let group = Mutex::new(Vec::new());
         let early = EarlySync::default();
         std::thread::scope(|scope| {
             work(&|blobs| {
                 let puts = self.put_task(blobs, 0..blobs.len(), |_| None, &Monitor::new())?;
                 let digests = puts.iter().map(|(digest, _)| *digest).collect();
-                if grouped {
-                    let mut group = group.lock().unwrap_or_else(PoisonError::into_inner);
-                    group.0.extend(puts);
-                    let parts = group.1 / PART_BYTES;
-                    group.1 += blobs.iter().map(|blob| blob.len()).sum::<usize>();
-                    if group.1 / PART_BYTES > parts {
-                        early.start(scope, self.store);
-                    }
+                if self.store.options.durability == Durability::Group {
+                    group.lock().unwrap_or_else(PoisonError::into_inner).extend(puts);
                 }
+                early.wrote(scope, self.store, blobs.iter().map(|blob| blob.len()).sum());
                 Ok(digests)
             })
         })?;
         early.end(self.store)?;
-        self.commit(group.into_inner().unwrap_or_else(PoisonError::into_inner).0)
+        self.commit(group.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn put_task(
@@ -324,13 +312,19 @@ impl<'a> Batch<'a> {
 /// Syncs of the file system that run beside the writing of a group, one at a time, so that little is left to wait for at its end.
 #[derive(Default)]
 struct EarlySync {
+    written: AtomicUsize,
     running: AtomicBool,
     /// The system tells an error only once for each descriptor: one that comes early must not be lost.
     failed: Mutex<Option<std::io::Error>>,
 }
 
 impl EarlySync {
-    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, store: &'scope DirStore) {
+    /// Counts content bytes, and sets the disk to work after every [`PART_BYTES`] where the group is to be synced at all.
+    fn wrote<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, store: &'scope DirStore, bytes: usize) {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if store.options.durability != Durability::Group || before / PART_BYTES == (before + bytes) / PART_BYTES {
+            return;
+        }
         if !self.running.swap(true, Ordering::AcqRel) {
             let sync = || {
                 if let Err(error) = io::sync_file_system(&store.blobs) {

@@ -112,6 +112,8 @@ impl DirStore {
         if let Err(error) = monitor.advance(filled.len() as u64, bytes)
             && let Some((index, ..)) = filled.last()
         {
+            // Each index stands there once.
+            failed.retain(|(failed, _)| failed != index);
             failed.push((*index, error));
         }
         failed.sort_unstable_by_key(|(index, _)| *index);

@@ -258,6 +258,12 @@ fn a_cancelled_call_stops() {
     monitor.cancel();
     let failed = store.get_many_into(&mut [(digest, &mut [0][..])], &monitor);
     assert!(matches!(failed[..], [(0, Error::Cancelled)]));
+    // Found corrupt and cancelled at once: one failure.
+    let reader = store.open_blob(&digest).unwrap();
+    fs::write(store.blob_path(&digest), Encoding::new(Codec::Store, 1).unwrap().encode(b"y").into_vec()).unwrap();
+    let failed = store.read_opened([Ok((reader, &mut [0][..]))].into_iter(), &monitor);
+    assert!(matches!(failed[..], [(0, Error::Cancelled)]));
+    store.put(b"x").unwrap();
     assert!(matches!(store.import_files(&[(digest, store.blob_path(&digest))], &monitor), Err(Error::Cancelled)));
 }
 
