@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple, Self, TypeAlias, overload
 
 from pfimg import signing
-from pfimg._core import Manifest, Store, reencode_frames
+from pfimg._core import Manifest, Store
 from pfimg.errors import BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError, SignatureError, StoreError
 from pfimg.registries import base
 from pfimg.registries.base import Registry, StoredBlob, Transport
@@ -440,7 +440,7 @@ def _absent(store: Store, digests: Iterable[str]) -> list[str]:
     return [digest for digest, here in zip(digests, store.has_many(digests), strict=True) if not here]
 
 
-def _stored(store: Store, digests: Sequence[str], codec: str | None, meter: "_Meter") -> Iterator[StoredBlob]:
+def _stored(store: Store, digests: Iterable[str], codec: str | None, meter: "_Meter") -> Iterator[StoredBlob]:
     """Blobs of a store, to send."""
     for blob in _as_they_are(store, digests) if codec is None else _encoded_anew(store, digests, codec):
         yield blob
@@ -455,31 +455,18 @@ def _as_they_are(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
             yield _in_memory(digest, store.read_frame(digest))
 
 
-def _encoded_anew(store: Store, digests: Sequence[str], codec: str) -> Iterator[StoredBlob]:
+def _encoded_anew(store: Store, digests: Iterable[str], codec: str) -> Iterator[StoredBlob]:
     """Frames of another encoding, made by all threads at once: as many at a time as a batch holds."""
-    batch: list[tuple[str, bytes]] = []
+    batch: list[str] = []
     size = 0
     for digest in digests:
-        batch.append((digest, _read_frame(store, digest)))
-        size += len(batch[-1][1])
-        if len(batch) == _ENCODE_BATCH or size >= _ENCODE_BYTES or digest == digests[-1]:
-            try:
-                frames = reencode_frames(batch, codec=codec)
-            except StoreError as error:
-                if error.index is not None:
-                    store.read_frame(batch[error.index][0])  # where it is corrupt here, this moves it to quarantine and says so
-                raise
-            yield from map(_in_memory, (digest for digest, _ in batch), frames)
+        batch.append(digest)
+        size += path.stat().st_size if (path := store.blob_path(digest)) is not None else 0
+        if len(batch) == _ENCODE_BATCH or size >= _ENCODE_BYTES:
+            yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
             batch, size = [], 0
-
-
-def _read_frame(store: Store, digest: str) -> bytes:
-    """A blob's frame, which is not checked when it comes from a file."""
-    path = store.blob_path(digest)
-    try:
-        return path.read_bytes() if path is not None else store.read_frame(digest)
-    except FileNotFoundError:
-        return store.read_frame(digest)
+    if batch:
+        yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
 
 
 def _in_memory(digest: str, frame: bytes) -> StoredBlob:

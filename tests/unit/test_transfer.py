@@ -335,12 +335,12 @@ def test_frames_are_encoded_anew_in_batches(
     walk = pfimg.transitive_blob_digests(store.get_manifest(image), store)
     sizes = []
 
-    def counted(items: Sequence[tuple[str, bytes]], *, codec: str) -> list[bytes]:
-        sizes.append(len(items))
-        return _core.reencode_frames(items, codec=codec)
+    def counted(store: pfimg.PfStore, digests: Sequence[str], *, codec: str) -> list[bytes]:
+        sizes.append(len(digests))
+        return _core.Store.encode_frames(store, digests, codec=codec)
 
     monkeypatch.setattr(transfer, "_ENCODE_BATCH", 3)
-    monkeypatch.setattr(transfer, "reencode_frames", counted)
+    monkeypatch.setattr(pfimg.PfStore, "encode_frames", counted)
     pfimg.push(store, image, REF, codec=codec)
     assert sizes == [3] * (len(walk) // 3) + [len(walk) % 3] * (len(walk) % 3 > 0)
     assert log.frames == {digest: _core.encode_frame(store.get(digest), codec=codec) for digest in walk}

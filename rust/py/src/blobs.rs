@@ -131,6 +131,16 @@ impl Blobs {
         }
     }
 
+    /// Frames of another encoding, made in parallel. Decoded, no more blobs are in memory at a time than threads work.
+    pub fn encoded(&self, digests: &[Digest], encoding: Encoding, monitor: &Monitor) -> pfimg_core::Result<Vec<Vec<u8>>> {
+        let encode = |(index, digest): (usize, &Digest)| {
+            let content = self.any().get(digest).map_err(|error| error.at(index))?;
+            monitor.advance(1, content.len() as u64)?;
+            Ok(encoding.encode(&content).into_vec())
+        };
+        digests.par_iter().enumerate().map(encode).collect()
+    }
+
     /// Stores frames that came from elsewhere; returns how many were new.
     pub fn land(&self, items: &[(Digest, &[u8])], monitor: &Monitor) -> pfimg_core::Result<u64> {
         match self {

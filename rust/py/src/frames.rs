@@ -6,7 +6,6 @@ use pfimg_core::codec::{self, DecodeError, Encoding};
 use pfimg_core::{Digest, Error, digest, limits};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use rayon::prelude::*;
 
 use crate::buffers::{Buffer, constant};
 use crate::digests::PyDigest;
@@ -24,25 +23,6 @@ pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str,
         frame.write(|slices| slices.iter().try_for_each(|slice| out.write_all(slice)))?;
         Ok(())
     })?)
-}
-
-/// Encodes blobs anew, on the pool: each `(digest, frame)` is decoded, checked, and encoded as `encode_frame` would. An error carries the
-/// index of its item. Decoded, no more blobs are in memory at a time than threads work.
-#[pyfunction]
-#[pyo3(signature = (items, *, codec, level = 1))]
-pub fn reencode_frames<'py>(py: Python<'py>, items: Vec<(PyDigest, Bound<'py, PyAny>)>, codec: &str, level: i32) -> Result<Vec<Bound<'py, PyBytes>>> {
-    let encoding = Encoding::new(codec.parse()?, level)?;
-    let frames = items.iter().map(|(_, frame)| constant(frame, "frame")).collect::<PyResult<Vec<_>>>()?;
-    let pairs: Vec<(Digest, &[u8])> = items.iter().zip(&frames).map(|((digest, _), frame)| (digest.0, frame.as_bytes())).collect();
-    let encoded: Vec<Vec<u8>> = work::run(py, None, |monitor| {
-        let encode = |(index, (digest, frame)): (usize, &(Digest, &[u8]))| {
-            let content = decode(frame, Some(digest)).map_err(|error| error.at(index))?;
-            monitor.advance(1, content.len() as u64)?;
-            Ok(encoding.encode(&content).into_vec())
-        };
-        pairs.par_iter().enumerate().map(encode).collect()
-    })?;
-    Ok(encoded.iter().map(|frame| PyBytes::new(py, frame)).collect())
 }
 
 /// The content of any standard zstd frames, of at most 1 GiB. With `expect`, content that does not hash to it is an `IntegrityError`.

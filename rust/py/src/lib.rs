@@ -33,7 +33,7 @@ mod _core {
     #[pymodule_export]
     use crate::documents::tree::{Entries, FsTreeEntry, PyFsTree};
     #[pymodule_export]
-    use crate::frames::{decode_frame, encode_frame, reencode_frames};
+    use crate::frames::{decode_frame, encode_frame};
     #[pymodule_export]
     use crate::hold::Hold;
     #[pymodule_export]

@@ -342,6 +342,15 @@ impl Store {
         Ok(PyBytes::new(py, &frame))
     }
 
+    /// Blobs as frames of another encoding at the store's level, verified and made in parallel. An error carries `.index`.
+    #[pyo3(signature = (digests, *, codec))]
+    fn encode_frames<'py>(&self, py: Python<'py>, digests: Vec<PyDigest>, codec: &str) -> Result<Vec<Bound<'py, PyBytes>>> {
+        let encoding = Encoding { codec: codec.parse()?, ..self.encoding };
+        let digests = digests::digests(digests);
+        let frames = work::run(py, None, |monitor| self.blobs.encoded(&digests, encoding, monitor))?;
+        Ok(frames.iter().map(|frame| PyBytes::new(py, frame)).collect())
+    }
+
     /// Verifies frames, each with its digest, and stores them as they came; returns how many were new. An error carries `.index`.
     fn land_frames(&self, py: Python<'_>, items: Vec<(PyDigest, Bound<'_, PyAny>)>) -> Result<u64> {
         let frames: Vec<_> = items.iter().map(|(digest, frame)| Ok((digest.0, constant(frame, "frame")?))).collect::<PyResult<_>>()?;
