@@ -40,6 +40,7 @@ PYTHON_ORDER = [
     {"errors", "types", "config", "timestamps"},
     {"registries.refs"},
     {"signing", "effects", "environment", "registries.base"},
+    {"transit"},
     {"transfer"},
     {"registries.file"},
     {"registries"},

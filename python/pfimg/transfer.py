@@ -6,7 +6,7 @@ manifest), then only the blobs that are missing here, and makes the image visibl
 both sides, wherever either is interrupted; and the same call again continues where the first one stopped.
 
 Nothing here is about one kind of registry: that is behind `pfimg.registries.base.Transport`. Nothing here touches the bytes of a
-blob either: the core decodes, checks and stores whole batches.
+blob either: what goes out of a store, and into one, is in `pfimg.transit`, and the core decodes, checks and stores whole batches.
 
 Limits: a pull trusts what is in the store already; `PfStore.verify` reads that again.
 """
@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as clone
-from dataclasses import dataclass
-from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple, Self, TypeAlias, overload
 
@@ -25,10 +23,11 @@ from pfimg import signing
 from pfimg._core import Manifest, Store
 from pfimg.errors import BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError, SignatureError, StoreError
 from pfimg.registries import base
-from pfimg.registries.base import Registry, StoredBlob, Transport
+from pfimg.registries.base import Registry, Transport
 from pfimg.registries.refs import AnyRef, ImageRef
 from pfimg.signing import Key, Trusted
-from pfimg.types import BlobStore, Buffer, LayerSet, Progress, ProgressCallback, PullReport, PushReport, StrPath
+from pfimg.transit import Landing, Meter, stored
+from pfimg.types import BlobStore, LayerSet, ProgressCallback, PullReport, PushReport
 
 _log = logging.getLogger("pfimg")
 
@@ -37,9 +36,6 @@ Ref: TypeAlias = str | AnyRef
 
 # Blobs that a copy holds on this machine's disk at a time.
 _COPY_BATCH: Final = 256
-# Blobs, and bytes of their frames, that are encoded anew at a time.
-_ENCODE_BATCH: Final = 256
-_ENCODE_BYTES: Final = 64 << 20
 
 
 def push(
@@ -194,16 +190,16 @@ def copy(
     if sign is not None or signing.environment_key(there.ref.key_word) is not None:
         signature = signing.sign(manifest.to_json(), signing.signing_key(sign, there.ref.key_word))
     with _scratch(manifest) as documents:
-        _fetch(here, documents.documents(manifest), documents, _Meter("documents"))
+        _fetch(here, documents.documents(manifest), documents, Meter("documents"))
         wanted = documents.reachable(manifest)
     missing = there.transport.missing(wanted)
     absent = [digest for digest in wanted if digest in missing]
-    meter = _Meter("send", progress, len(absent))
+    meter = Meter("send", progress, len(absent))
     for first in range(0, len(absent), _COPY_BATCH):
         batch = absent[first : first + _COPY_BATCH]
         with _scratch(manifest) as passing:
-            _fetch(here, batch, passing, _Meter("fetch"))
-            there.transport.send(_stored(passing, batch, codec, meter))
+            _fetch(here, batch, passing, Meter("fetch"))
+            there.transport.send(stored(passing, batch, codec, meter))
     at = there.transport.publish(there.ref, manifest.to_json(), signature)
     return PushReport(str(at), len(absent), len(wanted) - len(absent), meter.bytes, time.monotonic() - start)
 
@@ -305,7 +301,7 @@ class TransportRegistry:
                 return _pull(place, local, _Selection(), trust=self._sign_key, progress=progress)
         manifest, _, _ = _read(place, self._sign_key)
         with _scratch(manifest) as local:
-            digests = _fetch_all(place, manifest, local, _Selection(), _Meter("fetch", progress))
+            digests = _fetch_all(place, manifest, local, _Selection(), Meter("fetch", progress))
             return LayerSet(manifest, list(zip(digests, local.get_many(digests), strict=True)))
 
     def exists(self, ref: Ref) -> bool:
@@ -361,12 +357,12 @@ def _push(
     key = signing.signing_key(sign, to.ref.key_word)
     with store.hold():
         wanted = store.reachable(manifest)
-        _Meter("walk", progress, len(wanted)).advance(len(wanted), 0)
+        Meter("walk", progress, len(wanted)).advance(len(wanted), 0)
         missing = to.transport.missing(wanted)
         absent = [digest for digest in wanted if digest in missing]
-        meter = _Meter("send", progress, len(absent))
+        meter = Meter("send", progress, len(absent))
         try:
-            to.transport.send(_stored(store, absent, codec, meter))
+            to.transport.send(stored(store, absent, codec, meter))
         except IntegrityError as error:
             if error.digest is not None and store.has(error.digest):
                 store.read_frame(error.digest)  # where it is corrupt here, this moves it to quarantine and says so
@@ -378,7 +374,7 @@ def _push(
 def _pull(place: _Place, store: Store, selection: _Selection, *, trust: Trusted, progress: ProgressCallback | None) -> PullReport:
     start = time.monotonic()
     manifest, _, status = _read(place, trust)
-    meter = _Meter("fetch", progress)
+    meter = Meter("fetch", progress)
     with store.hold():
         wanted = _fetch_all(place, manifest, store, selection, meter)
         image = store.put_manifest(manifest) if selection == _Selection() else store.put_partial(manifest)
@@ -398,7 +394,7 @@ def _read(place: _Place, trust: Trusted) -> tuple[Manifest, bytes, str]:
     return Manifest.from_json(manifest), signature, status
 
 
-def _fetch_all(place: _Place, manifest: Manifest, store: Store, selection: _Selection, meter: "_Meter") -> list[str]:
+def _fetch_all(place: _Place, manifest: Manifest, store: Store, selection: _Selection, meter: Meter) -> list[str]:
     """Fetches what a store lacks of an image, first what tells what else there is; returns all that the image refers to."""
     _fetch(place, store.documents(manifest, layers=selection.layers), store, meter)
     wanted = store.reachable(manifest, layers=selection.layers, ixs=selection.ixs)
@@ -406,13 +402,13 @@ def _fetch_all(place: _Place, manifest: Manifest, store: Store, selection: _Sele
     return wanted
 
 
-def _fetch(place: _Place, digests: Iterable[str], store: Store, meter: "_Meter") -> None:
+def _fetch(place: _Place, digests: Iterable[str], store: Store, meter: Meter) -> None:
     absent = _absent(store, digests)
     if not absent:
         return
     meter.total += len(absent)
     try:
-        place.transport.fetch(absent, _Landing(store, meter))
+        place.transport.fetch(absent, Landing(store, meter))
         lacking = _absent(store, absent)
     except BlobNotFound as error:
         lacking = [error.digest or absent[0]]
@@ -424,7 +420,7 @@ def _fetch(place: _Place, digests: Iterable[str], store: Store, meter: "_Meter")
 def _heal(place: _Place, digests: list[str], store: Store) -> None:
     """Fetches what can be had: where a batch fails, its halves are tried."""
     try:
-        _fetch(place, digests, store, _Meter("repair"))
+        _fetch(place, digests, store, Meter("repair"))
     except StoreError as error:
         if len(digests) == 1:
             _log.warning("blob %s cannot be repaired from %s: %s", digests[0], place.ref, error)
@@ -438,79 +434,6 @@ def _absent(store: Store, digests: Iterable[str]) -> list[str]:
     """Those that are not in a store, without repeats."""
     digests = list(dict.fromkeys(digests))
     return [digest for digest, here in zip(digests, store.has_many(digests), strict=True) if not here]
-
-
-def _stored(store: Store, digests: Iterable[str], codec: str | None, meter: "_Meter") -> Iterator[StoredBlob]:
-    """Blobs of a store, to send."""
-    for blob in _as_they_are(store, digests) if codec is None else _encoded_anew(store, digests, codec):
-        yield blob
-        meter.advance(1, blob.size)
-
-
-def _as_they_are(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
-    for digest in digests:
-        if (path := store.blob_path(digest)) is not None:
-            yield StoredBlob(digest, path.stat().st_size, path, partial(store.read_frame, digest))
-        else:
-            yield _in_memory(digest, store.read_frame(digest))
-
-
-def _encoded_anew(store: Store, digests: Iterable[str], codec: str) -> Iterator[StoredBlob]:
-    """Frames of another encoding, made by all threads at once: as many at a time as a batch holds."""
-    batch: list[str] = []
-    size = 0
-    for digest in digests:
-        batch.append(digest)
-        size += path.stat().st_size if (path := store.blob_path(digest)) is not None else 0
-        if len(batch) == _ENCODE_BATCH or size >= _ENCODE_BYTES:
-            yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
-            batch, size = [], 0
-    if batch:
-        yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
-
-
-def _in_memory(digest: str, frame: bytes) -> StoredBlob:
-    return StoredBlob(digest, len(frame), None, lambda: frame)
-
-
-class _Landing:
-    """The sink of a pull: the core verifies and stores."""
-
-    def __init__(self, store: Store, meter: "_Meter") -> None:
-        self._store = store
-        self._meter = meter
-
-    def frames(self, items: Sequence[tuple[str, Buffer]]) -> None:
-        self._store.land_frames(items)
-        self._meter.advance(len(items), sum(len(frame) for _, frame in items))
-
-    def files(self, items: Sequence[tuple[str, StrPath]]) -> None:
-        meter = self._meter
-        _, size = self._store.import_files(items, tick=lambda done, _, size: meter.show(meter.done + done, meter.bytes + size))
-        meter.advance(len(items), size)
-
-
-@dataclass(slots=True)
-class _Meter:
-    """Counts what has moved, and tells whoever wants to know, about ten times a second."""
-
-    phase: str
-    progress: ProgressCallback | None = None
-    total: int = 0
-    done: int = 0
-    bytes: int = 0
-    next: float = 0.0
-
-    def advance(self, items: int, size: int) -> None:
-        self.done += items
-        self.bytes += size
-        if self.done == self.total or time.monotonic() >= self.next:
-            self.show(self.done, self.bytes)
-            self.next = time.monotonic() + 0.1
-
-    def show(self, done: int, size: int) -> None:
-        if self.progress is not None:
-            self.progress(Progress(self.phase, done, self.total, size))
 
 
 @contextmanager

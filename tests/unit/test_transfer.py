@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pfimg
-from pfimg import _core, transfer
+from pfimg import _core, transfer, transit
 from pfimg.registries import base
 from pfimg.registries.refs import OtherRef
 from pfimg.signing import PUBLIC_KEY, SigningKey, sign
@@ -301,7 +301,7 @@ def test_a_scheme_may_come_from_an_installed_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["transfer", "registries", "registries.base", "registries.file", "registries.refs", "signing", "store"]
+    "module", ["transfer", "transit", "registries", "registries.base", "registries.file", "registries.refs", "signing", "store"]
 )
 def test_every_module_can_be_imported_first(module: str) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", f"import pfimg.{module}"], check=True)
@@ -339,7 +339,7 @@ def test_frames_are_encoded_anew_in_batches(
         sizes.append(len(digests))
         return _core.Store.encode_frames(store, digests, codec=codec)
 
-    monkeypatch.setattr(transfer, "_ENCODE_BATCH", 3)
+    monkeypatch.setattr(transit, "_ENCODE_BATCH", 3)
     monkeypatch.setattr(pfimg.PfStore, "encode_frames", counted)
     pfimg.push(store, image, REF, codec=codec)
     assert sizes == [3] * (len(walk) // 3) + [len(walk) % 3] * (len(walk) % 3 > 0)
