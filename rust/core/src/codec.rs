@@ -5,9 +5,12 @@
 //! at the speed of the disk, straight from and into the caller's buffer. A stored frame depends on the content alone and is therefore also
 //! the canonical encoding. What is read is any sequence of standard zstd frames, skippable ones included.
 //!
+//! Where it is asked for, pages of floats become *float* frames ([`float`]), which only this software reads; [`Form`] tells the two apart.
+//!
 //! This file is the only one that names zstd. Limits: windows up to 128 MiB ([`limits::ZSTD_WINDOW_LOG`]) when decoding by streaming.
 
 pub mod float;
+mod form;
 mod sample;
 mod stored;
 #[cfg(test)]
@@ -23,6 +26,8 @@ use zstd::zstd_safe::{self, CParameter, DParameter, ResetDirective};
 use crate::error::{Error, Result};
 use crate::limits;
 
+use float::Width;
+pub use form::Form;
 pub use stored::{Found, read_stored, stored_len, write_stored};
 use stored::{SINGLE_SEGMENT_BYTES, WINDOW_LOG};
 
@@ -40,6 +45,8 @@ pub enum Codec {
     Zstd,
     /// Never.
     Store,
+    /// A float frame where that pays, else as [`Codec::Auto`].
+    Float,
 }
 
 impl FromStr for Codec {
@@ -50,7 +57,8 @@ impl FromStr for Codec {
             "auto" => Ok(Self::Auto),
             "zstd" => Ok(Self::Zstd),
             "store" => Ok(Self::Store),
-            other => Err(Error::format("codec", format!("{other:?} is none of auto, zstd, store"))),
+            "float" => Ok(Self::Float),
+            other => Err(Error::format("codec", format!("{other:?} is none of auto, zstd, store, float"))),
         }
     }
 }
@@ -77,14 +85,33 @@ impl Encoding {
         Ok(Self { codec, level })
     }
 
+    /// The same for what must be of the published format: no float frames.
+    #[must_use]
+    pub fn published(self) -> Self {
+        if self.codec == Codec::Float { Self { codec: Codec::Auto, ..self } } else { self }
+    }
+
     /// Encodes a blob.
     #[must_use]
     pub fn encode(self, content: &[u8]) -> Frame<'_> {
+        self.encode_items(content, None)
+    }
+
+    /// Encodes a blob whose bytes are floats of this width, if it is known. Where it is not, a sample tells; zstd does better with what looks
+    /// like floats, but has no mantissas that are noise, and becomes 30 % smaller.
+    #[must_use]
+    pub fn encode_items(self, content: &[u8], width: Option<Width>) -> Frame<'_> {
+        if self.codec == Codec::Float {
+            let sniff = || float::sniff(content).filter(|found| found.noise || !sample::saves(content)).map(|found| found.width);
+            if let Some(frame) = width.or_else(sniff).and_then(|width| float::encode(content, width)) {
+                return Frame::Float(frame);
+            }
+        }
         if self.compresses(content, content.len() as u64) { Frame::Compressed(compress(content, self.level)) } else { Frame::Stored(content) }
     }
 
     /// Encodes a blob of `len` bytes as it is read, without holding it: `each` sees every piece of content first, in order. Returns whether
-    /// it was compressed.
+    /// it was compressed. Never a float frame, which takes the whole content at once.
     ///
     /// # Errors
     /// Those of reading and writing; [`io::ErrorKind::UnexpectedEof`] when the reader ends early and [`io::ErrorKind::InvalidData`] when it
@@ -137,7 +164,7 @@ impl Encoding {
 
     fn compresses(self, head: &[u8], len: u64) -> bool {
         match self.codec {
-            Codec::Auto => len > 0 && sample::saves(head),
+            Codec::Auto | Codec::Float => len > 0 && sample::saves(head),
             Codec::Zstd => true,
             Codec::Store => false,
         }
@@ -170,6 +197,8 @@ pub enum Frame<'a> {
     Stored(&'a [u8]),
     /// Bytes that zstd made.
     Compressed(Vec<u8>),
+    /// A float frame.
+    Float(Vec<u8>),
 }
 
 impl Frame<'_> {
@@ -180,7 +209,7 @@ impl Frame<'_> {
     pub fn write(&self, mut write: impl FnMut(&mut [IoSlice<'_>]) -> io::Result<()>) -> io::Result<()> {
         match self {
             Self::Stored(content) => write_stored(content.len() as u64, 0, content, write),
-            Self::Compressed(bytes) => write(&mut [IoSlice::new(bytes)]),
+            Self::Compressed(bytes) | Self::Float(bytes) => write(&mut [IoSlice::new(bytes)]),
         }
     }
 
@@ -190,14 +219,14 @@ impl Frame<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Stored(content) => usize::try_from(stored_len(content.len() as u64)).expect("a slice and a little more"),
-            Self::Compressed(bytes) => bytes.len(),
+            Self::Compressed(bytes) | Self::Float(bytes) => bytes.len(),
         }
     }
 
     /// The frame in one piece.
     #[must_use]
     pub fn into_vec(self) -> Vec<u8> {
-        if let Self::Compressed(bytes) = self {
+        if let Self::Compressed(bytes) | Self::Float(bytes) = self {
             return bytes;
         }
         let mut whole = Vec::with_capacity(self.len());
@@ -216,6 +245,12 @@ impl Frame<'_> {
     pub fn is_compressed(&self) -> bool {
         matches!(self, Self::Compressed(_))
     }
+
+    /// Its form.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        if matches!(self, Self::Float(_)) { Form::Float } else { Form::Zstd }
+    }
 }
 
 /// Why a frame could not be decoded.
@@ -231,6 +266,12 @@ pub enum DecodeError {
 #[must_use]
 pub fn content_len_hint(head: &[u8]) -> Option<u64> {
     zstd_safe::get_frame_content_size(head).ok().flatten()
+}
+
+/// The content of a stored frame of one block, where it lies in the frame; None for anything else.
+#[must_use]
+pub fn stored_block(frame: &[u8]) -> Option<&[u8]> {
+    stored::only_block(frame, content_len_hint(frame)?)
 }
 
 /// Content size of all frames together; None when one of them does not tell.

@@ -239,6 +239,17 @@ pub fn hash_each(algorithm: Algorithm, blobs: &[&[u8]], mut done: impl FnMut(usi
     }
 }
 
+/// As [`hash_each`], while each blob is copied to the place beside it, which has its length. What was hashed is what the copy holds.
+pub fn hash_copies<'a>(algorithm: Algorithm, copies: impl ExactSizeIterator<Item = (&'a [u8], &'a mut [u8])>, mut done: impl FnMut(usize, Digest)) {
+    match algorithm {
+        Algorithm::Sha256 => sha256::hash_copies(copies, |index, bytes| done(index, Digest::new(algorithm, bytes))),
+        Algorithm::Blake3 => copies.enumerate().for_each(|(index, (blob, place))| {
+            place.copy_from_slice(blob);
+            done(index, hash(algorithm, place));
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

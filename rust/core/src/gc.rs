@@ -56,14 +56,14 @@ pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &M
     for name in layout::REGISTRY {
         if store.root().join(name).exists() {
             return Err(Error::Store(format!(
-                "{} is a registry ({name} is there): gc only sweeps stores, so nothing is removed",
+                "{0} is a registry ({name} is there): gc of a store does not know its images, so nothing is removed; `pfimg gc file://{0}` does",
                 store.root().display()
             )));
         }
     }
     let files = store.scan()?;
     let mut total: u64 = files.iter().map(|file| file.meta.len).sum();
-    let blobs = files.iter().filter(|file| file.digest.is_some()).count() as u64;
+    let blobs = files.iter().filter(|file| file.blob.is_some()).count() as u64;
     let mut marks = Marks::default();
     marks.update(store, images, monitor)?;
 
@@ -71,6 +71,10 @@ pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &M
     candidates.sort_by_key(|file| file.meta.modified);
     monitor.expect(candidates.len() as u64);
     let mut collected = Collected::default();
+    if !options.dry_run {
+        // Else a power cut could bring back an image that was removed, without its blobs.
+        images.sync()?;
+    }
     for batch in candidates.chunks(SWEEP_FILES) {
         let _hold = if options.dry_run { None } else { Some(Hold::exclusive(store.root(), monitor)?) };
         marks.update(store, images, monitor)?;
@@ -88,32 +92,34 @@ pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &M
                 io::remove_at(store.blobs_dir(), &file.name).map_err(failed("remove"))?;
             }
             total -= meta.len.min(total);
-            collected.freed += u64::from(file.digest.is_some());
+            collected.freed += u64::from(file.blob.is_some());
             collected.freed_bytes += meta.len;
             monitor.advance(1, meta.len)?;
         }
     }
-    collected.freed_bytes += sweep_streams(store, options)?;
+    collected.freed_bytes += sweep_temporaries(store, options)?;
     collected.kept = blobs - collected.freed;
     Ok(collected)
 }
 
-/// Removes what killed processes left of blobs that they wrote before they knew the name.
-fn sweep_streams(store: &DirStore, options: &Options) -> Result<u64> {
-    let path = store.root().join(layout::TEMPORARY);
-    let dir = match io::open_dir(&path) {
-        Ok(dir) => dir,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(Error::io("open", path)(error)),
-    };
+/// Removes what killed processes left beside blobs: of blobs that they wrote before they knew the name, of markers, pins and descriptions.
+fn sweep_temporaries(store: &DirStore, options: &Options) -> Result<u64> {
     let mut freed = 0;
-    for name in Images::new(store.root()).names(layout::TEMPORARY)? {
-        let meta = io::stat_at(&dir, &name).map_err(Error::io("stat", path.join(&name)))?;
-        if let Some(meta) = meta.filter(|meta| io::is_temporary(&name) && meta.age() >= options.grace.max(TEMPORARY_AGE)) {
-            if !options.dry_run {
-                io::remove_at(&dir, &name).map_err(Error::io("remove", path.join(&name)))?;
+    for dir in [layout::TEMPORARY, layout::IMAGES, layout::PARTIAL, layout::PINS, ""] {
+        let path = store.root().join(dir);
+        let fd = match io::open_dir(&path) {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io("open", path)(error)),
+        };
+        for name in Images::new(store.root()).names(dir)?.iter().filter(|name| io::is_temporary(name)) {
+            let meta = io::stat_at(&fd, name).map_err(Error::io("stat", path.join(name)))?;
+            if let Some(meta) = meta.filter(|meta| meta.age() >= options.grace.max(TEMPORARY_AGE)) {
+                if !options.dry_run {
+                    io::remove_at(&fd, name).map_err(Error::io("remove", path.join(name)))?;
+                }
+                freed += meta.len;
             }
-            freed += meta.len;
         }
     }
     Ok(freed)
@@ -128,8 +134,8 @@ struct Marks {
 
 impl Marks {
     fn releases(&self, file: &BlobFile, grace: Duration) -> bool {
-        match file.digest {
-            Some(digest) => !self.reached.contains(&digest) && file.meta.age() >= grace,
+        match file.blob {
+            Some((digest, _)) => !self.reached.contains(&digest) && file.meta.age() >= grace,
             None => io::is_temporary(&file.name) && file.meta.age() >= grace.max(TEMPORARY_AGE),
         }
     }

@@ -165,9 +165,21 @@ impl Images {
         Ok(pins)
     }
 
+    /// Waits until what was removed is gone for good, so that what only it needed may go too.
+    pub(crate) fn sync(&self) -> Result<()> {
+        for dir in [layout::IMAGES, layout::PARTIAL, layout::PINS] {
+            let path = self.root.join(dir);
+            match io::open_dir(&path).and_then(io::sync_dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("sync", path)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn write(&self, dir: &str, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.root.join(dir);
-        std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        io::create_dirs(&path).map_err(Error::io("create", &path))?;
         let fd = io::open_dir(&path).map_err(Error::io("open", &path))?;
         io::write_atomic(fd.as_fd(), name, bytes, true).map_err(Error::io("write", path.join(name)))
     }

@@ -3,6 +3,7 @@
 //! Names are relative to an open directory wherever a call can take one. Functions return [`io::Result`]; callers know the whole path and add
 //! it to the error.
 
+pub(crate) mod map;
 pub(crate) mod tree;
 
 use std::fs::File;
@@ -33,8 +34,28 @@ pub fn create_dir_at(dir: impl AsFd, name: &str) -> io::Result<bool> {
     }
 }
 
+/// Makes a directory and those above it, as far as they are missing; on stable storage when this returns.
+pub fn create_dirs(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => {}
+        Err(_) if path.is_dir() => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_dirs(path.parent().ok_or(error)?)?;
+            return create_dirs(path);
+        }
+        Err(error) => return Err(error),
+    }
+    // What is put into it later is lost with its name.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match open_dir(parent) {
+        // Who may write there, but not read, cannot wait for it either.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => sync_dir(parent?),
+    }
+}
+
 /// What is needed to know of a file without opening it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta {
     /// Length in bytes.
     pub len: u64,
@@ -261,6 +282,20 @@ pub fn write_atomic(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], durable: bool
     if durable { sync_dir(dir) } else { Ok(()) }
 }
 
+/// As [`write_atomic`], durably, but fails where the name is taken. (Of two at once on a file system without links, the later one wins.)
+pub fn write_new(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let (temporary, mut file) = Temporary::create(dir, name)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    drop(file);
+    match rustix::fs::linkat(dir, &*temporary.name, dir, name, AtFlags::empty()) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::OPNOTSUPP) => temporary.place(dir, name)?,
+        Err(error) => return Err(error.into()),
+    }
+    sync_dir(dir)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,6 +344,10 @@ mod tests {
             write_atomic(dir.as_fd(), name, name.as_bytes(), false).unwrap();
         }
         assert_eq!(move_new_at(&dir, "a", &dir, "b").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(write_new(dir.as_fd(), "a", b"new").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        write_new(dir.as_fd(), "d", b"new").unwrap();
+        assert_eq!(std::fs::read(root.path().join("d")).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 3);
         move_new_at(&dir, "a", &dir, "c").unwrap();
         assert!(stat_at(&dir, "a").unwrap().is_none());
         assert_eq!(stat_at(&dir, "c").unwrap().unwrap().len, 1);

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+use crate::codec::Form;
 use crate::digest::{Algorithm, Digest};
 
 /// Markers: one copy of each image's manifest, for listing.
@@ -28,7 +29,16 @@ pub fn blobs(algorithm: Algorithm) -> String {
     format!("blobs/{algorithm}")
 }
 
-/// A blob's file, below the directory of blobs: `<aa>/<64 hex>.zst`. Made once for each blob that is put or read, it needs no allocation.
+/// Endings of the names of blobs' files.
+fn suffix(form: Form) -> [u8; 4] {
+    match form {
+        Form::Zstd => *b".zst",
+        Form::Float => *b".fpl",
+    }
+}
+
+/// A blob's file, below the directory of blobs: `<aa>/<64 hex>.zst`, or `.fpl`. Made once for each blob that is put or read, it needs no
+/// allocation.
 #[derive(Clone, Copy)]
 pub struct BlobName([u8; Self::LEN]);
 
@@ -57,23 +67,25 @@ impl Deref for BlobName {
     }
 }
 
-/// The name of a blob's file.
+/// The name of the file that holds a blob in this form.
 #[must_use]
-pub fn blob(digest: &Digest) -> BlobName {
+pub fn blob(digest: &Digest, form: Form) -> BlobName {
     let mut name = [b'/'; BlobName::LEN];
     let hex = digest.hex_bytes();
     name[..BlobName::SHARD].copy_from_slice(&hex[..BlobName::SHARD]);
     name[BlobName::SHARD + 1..][..64].copy_from_slice(&hex);
-    name[BlobName::LEN - 4..].copy_from_slice(b".zst");
+    name[BlobName::LEN - 4..].copy_from_slice(&suffix(form));
     BlobName(name)
 }
 
-/// The digest that a blob's file is named after, if it is one: the inverse of [`blob`].
+/// The digest that a blob's file is named after and the form that it has, if it is one: the inverse of [`blob`].
 #[must_use]
-pub fn parse_blob(algorithm: Algorithm, shard: &str, file: &str) -> Option<Digest> {
-    let hex = file.strip_suffix(".zst")?;
+pub fn parse_blob(algorithm: Algorithm, shard: &str, file: &str) -> Option<(Digest, Form)> {
+    let (hex, ending) = file.as_bytes().split_last_chunk()?;
+    let form = [Form::Zstd, Form::Float].into_iter().find(|form| suffix(*form) == *ending)?;
+    let hex = str::from_utf8(hex).ok()?;
     let digest = Digest::from_hex(algorithm, hex).ok()?;
-    (hex.get(..2) == Some(shard)).then_some(digest)
+    (hex.get(..2) == Some(shard)).then_some((digest, form))
 }
 
 /// An image's marker, below [`IMAGES`] or [`PARTIAL`].
@@ -94,13 +106,14 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn names_are_read_back(bytes: [u8; 32], blake3: bool) {
+        fn names_are_read_back(bytes: [u8; 32], blake3: bool, float: bool) {
             let algorithm = if blake3 { Algorithm::Blake3 } else { Algorithm::Sha256 };
+            let form = if float { Form::Float } else { Form::Zstd };
             let digest = Digest::new(algorithm, bytes);
-            let name = blob(&digest);
+            let name = blob(&digest, form);
             let (shard, file) = name.split_once('/').unwrap();
             proptest::prop_assert_eq!((shard, file), (name.shard(), name.file()));
-            proptest::prop_assert_eq!(parse_blob(algorithm, shard, file), Some(digest));
+            proptest::prop_assert_eq!(parse_blob(algorithm, shard, file), Some((digest, form)));
             proptest::prop_assert_eq!(parse_marker(algorithm, &marker(&digest)), Some(digest));
         }
     }
@@ -110,7 +123,7 @@ mod tests {
         let digest = Digest::new(Algorithm::Sha256, [0xab; 32]);
         let file = digest.hex() + ".zst";
         assert!(parse_blob(Algorithm::Sha256, "ac", &file).is_none());
-        for bad in [&file[1..], &file.to_uppercase(), &digest.hex(), &(file.clone() + ".tmp.1.2")] {
+        for bad in [&file[1..], &file.to_uppercase(), &digest.hex(), &(file.clone() + ".tmp.1.2"), &(digest.hex() + ".fpx"), ".zst", "é"] {
             assert!(parse_blob(Algorithm::Sha256, "ab", bad).is_none(), "{bad}");
         }
     }

@@ -4,9 +4,11 @@
 //! what stands before it:
 //!
 //! [`error`], [`limits`] → [`path`], `sha256`, [`digest`], [`codec`], [`io`], [`pool`] → [`manifest`], [`tree`], [`pages`] → [`layout`] →
-//! [`store`] → [`walk`] → [`images`] → [`capture`], [`restore`] → [`verify`], [`gc`].
+//! [`store`], [`arena`] → [`walk`], [`pack`], [`car`] → [`images`] → [`capture`], [`restore`] → [`verify`], [`gc`].
 
+pub mod arena;
 pub mod capture;
+pub mod car;
 pub mod codec;
 pub mod digest;
 pub mod error;
@@ -17,6 +19,7 @@ mod json;
 pub mod layout;
 pub mod limits;
 pub mod manifest;
+pub mod pack;
 pub mod pages;
 pub mod path;
 pub mod pool;
@@ -27,10 +30,12 @@ pub mod tree;
 pub mod verify;
 pub mod walk;
 
+pub use arena::PageArena;
 pub use digest::{Algorithm, Digest};
 pub use error::{Error, Result};
 pub use images::Images;
 pub use manifest::Manifest;
+pub use pack::PackIndex;
 pub use pages::PageManifest;
 pub use pool::Monitor;
 pub use store::{BlobStore, DirStore, MemoryStore};

@@ -16,3 +16,7 @@ pub const ZSTD_WINDOW_LOG: u32 = 27;
 pub const PATH_BYTES: usize = 4096;
 /// Longest component of a path, in bytes.
 pub const PATH_COMPONENT_BYTES: usize = 255;
+/// Largest block of a CAR with its CID: what IPFS exchanges, 2 MiB, and room for the node around it.
+pub const CAR_BLOCK_BYTES: u64 = (2 << 20) + (64 << 10);
+/// Largest header of a CAR.
+pub const CAR_HEADER_BYTES: u64 = 64 << 10;

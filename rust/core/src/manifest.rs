@@ -195,6 +195,7 @@ impl Manifest {
         }
         let read = read(bytes).and_then(|fields| Ok((fields.check()?, fields)));
         let (algorithm, fields) = read.map_err(|error| json::placed(error, bytes))?;
+        digest::kernel()?;
         Ok(Self { fields, id: digest::hash(algorithm, bytes), bytes: bytes.into() })
     }
 

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::float::Width;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::json::{self, Objects};
@@ -48,6 +49,16 @@ impl Dtype {
             Self::Bf16 | Self::F16 => 2,
             Self::F32 => 4,
             Self::Fp8e4m3 => 1,
+        }
+    }
+
+    /// The same for the codec of floats.
+    #[must_use]
+    pub const fn width(self) -> Width {
+        match self {
+            Self::Bf16 | Self::F16 => Width::Two,
+            Self::F32 => Width::Four,
+            Self::Fp8e4m3 => Width::One,
         }
     }
 

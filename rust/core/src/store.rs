@@ -6,6 +6,7 @@
 mod counters;
 mod description;
 mod dir;
+mod frames;
 mod land;
 mod lock;
 mod memory;
@@ -17,6 +18,7 @@ mod tests;
 
 use std::io::{Read, Write};
 
+use crate::codec::float::Width;
 use crate::digest::{self, Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::limits;
@@ -78,6 +80,12 @@ pub trait BlobStore: Send + Sync {
         items.map(|(index, (blob, name))| put(blob, *name).map_err(|error: Error| error.at(index))).collect()
     }
 
+    /// Stores pages whose items have this width, which a codec for floats need not find out then.
+    fn put_floats(&self, blobs: &[&[u8]], width: Width, monitor: &Monitor) -> Result<Vec<Digest>> {
+        let _ = width;
+        self.put_named(blobs, &vec![None; blobs.len()], monitor)
+    }
+
     /// Lets `work` put a few blobs at a time, from any threads, which share their syncs: what was put is on stable storage when this returns,
     /// where the store waits for that at all, and may not be seen before. Nothing is said of it after an error.
     fn put_grouped(&self, work: &mut dyn FnMut(&PutSome<'_>) -> Result<()>) -> Result<()> {
@@ -87,6 +95,16 @@ pub trait BlobStore: Send + Sync {
     /// Which of a batch are there.
     fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>> {
         digests.iter().enumerate().map(|(index, digest)| self.has(digest).map_err(|error| error.at(index))).collect()
+    }
+
+    /// Whether a blob of that name is there and stays for a while: for who is about to rely on it, as a put that finds it does.
+    fn keep(&self, digest: &Digest) -> Result<bool> {
+        self.has(digest)
+    }
+
+    /// Which of a batch are there and stay for a while.
+    fn keep_many(&self, digests: &[Digest]) -> Result<Vec<bool>> {
+        digests.iter().enumerate().map(|(index, digest)| self.keep(digest).map_err(|error| error.at(index))).collect()
     }
 
     /// Reads a blob into `out`, which must have the blob's length ([`Error::Format`] otherwise). After an error `out` holds undefined bytes.

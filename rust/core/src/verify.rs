@@ -53,16 +53,16 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
     let checked: Vec<Option<bool>> = pool::install(|| files.par_iter().map(|file| check(store, file, monitor)).collect::<Result<_>>())?;
 
     let base = store.root().join(layout::blobs(store.algorithm()));
-    let mut sound = HashSet::new();
+    let mut sound: HashMap<Digest, PathBuf> = HashMap::new();
     let mut corrupt: HashMap<Digest, Finding> = HashMap::new();
     for (file, state) in files.iter().zip(checked) {
         let path = base.join(&file.name);
-        match (file.digest, state) {
-            (Some(digest), Some(good)) => {
+        match (file.blob, state) {
+            (Some((digest, _)), Some(good)) => {
                 report.checked += 1;
                 report.bytes += file.meta.len;
                 if good {
-                    sound.insert(digest);
+                    sound.insert(digest, path);
                 } else {
                     corrupt.insert(digest, Finding { digest: Some(digest), path, images: Vec::new() });
                 }
@@ -75,7 +75,7 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
     let mut reached = HashSet::new();
     let mut need = |image: Digest, digest: Digest, whole: bool| {
         reached.insert(digest);
-        if sound.contains(&digest) {
+        if sound.contains_key(&digest) {
             return;
         }
         let hurt = match corrupt.get_mut(&digest) {
@@ -116,7 +116,8 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
             match document.children(store) {
                 Ok(children) => children.into_iter().for_each(|digest| need(image, digest, is_whole)),
                 Err(Error::Format { .. }) => {
-                    let (digest, path) = (*document.digest(), store.blob_path(document.digest()));
+                    let digest = *document.digest();
+                    let path = sound.get(&digest).cloned().unwrap_or_else(|| store.blob_path(&digest));
                     bad_markers.push(Finding { digest: Some(digest), path, images: vec![image] });
                 }
                 // One that is damaged or missing hides what it names; it is reported itself.
@@ -136,9 +137,9 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
         reached.extend(walk::pinned(&digest, store).unwrap_or_else(|_| vec![digest]));
     }
     report.unreachable = sound
-        .iter()
-        .filter(|digest| !reached.contains(digest))
-        .map(|digest| Finding { digest: Some(*digest), path: store.blob_path(digest), images: Vec::new() })
+        .into_iter()
+        .filter(|(digest, _)| !reached.contains(digest))
+        .map(|(digest, path)| Finding { digest: Some(digest), path, images: Vec::new() })
         .collect();
     report.corrupt = corrupt.into_values().chain(bad_markers).collect();
     report.missing = missing.into_values().collect();
@@ -150,20 +151,18 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
 
 /// Whether a file's content hashes to its name; None when it is no blob or is gone.
 fn check(store: &DirStore, file: &BlobFile, monitor: &Monitor) -> Result<Option<bool>> {
-    let Some(digest) = file.digest.filter(|_| file.meta.len > 0) else {
+    let Some((digest, form)) = file.blob.filter(|_| file.meta.len > 0) else {
         monitor.advance(1, 0)?;
         return Ok(None);
     };
-    let read = if file.meta.len <= WHOLE_FILE_BYTES {
-        store.read_frame(&digest).map(drop)
-    } else {
-        store.get_stream(&digest, &mut std::io::sink()).map(drop)
-    };
+    let read = store
+        .open_file(&digest, form)?
+        .map(|reader| if file.meta.len <= WHOLE_FILE_BYTES { reader.read_frame().map(drop) } else { reader.read_to(&mut std::io::sink()).map(drop) });
     let state = match read {
-        Ok(()) => Some(true),
-        Err(Error::Integrity { .. }) => Some(false),
-        Err(Error::BlobNotFound { .. }) => None,
-        Err(error) => return Err(error),
+        None | Some(Err(Error::BlobNotFound { .. })) => None,
+        Some(Ok(())) => Some(true),
+        Some(Err(Error::Integrity { .. })) => Some(false),
+        Some(Err(error)) => return Err(error),
     };
     monitor.advance(1, file.meta.len)?;
     Ok(state)

@@ -17,7 +17,7 @@ use pfimg_core::{BlobStore, Digest, DirStore, Error, FsTree, Images, Manifest, M
 const NOW: gc::Options = gc::Options { grace: Duration::ZERO, max_bytes: None, dry_run: false };
 
 fn open(root: &Path) -> (DirStore, Images) {
-    let options = Options { encoding: Encoding::new(Codec::Auto, 1).unwrap(), durability: Durability::None };
+    let options = Options { encoding: Encoding::new(Codec::Auto, 1).unwrap(), durability: Durability::None, published: false };
     let store = DirStore::open(root, None, options).unwrap();
     let images = Images::new(store.root());
     (store, images)

@@ -266,6 +266,28 @@ pub fn decode_into(frame: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
+/// Decodes a frame of at most [`MAX_CONTENT`] bytes of content, which `each` gets piece by piece; a failure may come after some of them.
+pub fn decode_pieces<E: From<DecodeError>>(frame: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    let (Header { width, len }, mut rest) = Header::read(frame)?;
+    if len > MAX_CONTENT {
+        return Err(DecodeError::TooLarge.into());
+    }
+    let len = usize::try_from(len).map_err(|_| DecodeError::TooLarge)?;
+    let tail = len % width.bytes();
+    let mut left = len - tail;
+    let mut piece = vec![0; left.min(CHUNK_ITEMS * width.bytes())];
+    while left > 0 {
+        let items = &mut piece[..left.min(CHUNK_ITEMS * width.bytes())];
+        rest = with_scratch(|scratch| wide::decode(rest, Chunk { items: &mut *items, width }, scratch))?;
+        each(items)?;
+        left -= items.len();
+    }
+    if rest.len() != tail {
+        return Err(malformed("bytes after its end").into());
+    }
+    each(rest)
+}
+
 #[inline(always)]
 fn decode_chunk<'a>(frame: &'a [u8], Chunk { items, width }: Chunk<&mut [u8]>, scratch: &mut Scratch) -> Result<&'a [u8], DecodeError> {
     let mut rest = frame;

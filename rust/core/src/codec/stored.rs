@@ -113,6 +113,14 @@ pub fn stored_len(len: u64) -> u64 {
     Header::of(len, 0).len as u64 + more_blocks * (ALIGNMENT * BLOCK_HEADER) as u64 + len
 }
 
+/// The content in the stored frame of one block that a content of `len` bytes has, if `frame` is that.
+pub(super) fn only_block(frame: &[u8], len: u64) -> Option<&[u8]> {
+    if len > BLOCK_BYTES as u64 {
+        return None;
+    }
+    frame.strip_prefix(Header::of(len, 0).bytes()).filter(|content| content.len() as u64 == len)
+}
+
 /// Gives `write` what a content's stored frame has for the piece at `at`, in order and a group of blocks at a time, for gathering writes. A
 /// content can be given in one piece, or in several that are cut at multiples of [`BLOCK_BYTES`].
 ///

@@ -113,10 +113,45 @@ fn damage_is_malformed() {
     assert!(decode_into(&frame, &mut [0; 1001]).is_err());
 }
 
+#[test]
+fn a_float_frame_is_known_by_its_first_bytes_and_made_only_when_asked_for() {
+    let content = half_noise(100_000);
+    for (codec, width, expect) in [
+        (Codec::Float, None, Form::Float),
+        (Codec::Float, Some(Width::Two), Form::Float),
+        (Codec::Auto, Some(Width::Two), Form::Zstd),
+        (Codec::Zstd, Some(Width::Two), Form::Zstd),
+    ] {
+        let encoding = Encoding::new(codec, 1).unwrap();
+        let frame = encoding.encode_items(&content, width);
+        let (form, len, frame) = (frame.form(), frame.len(), frame.into_vec());
+        assert_eq!((form, len), (expect, frame.len()), "{codec:?}");
+        assert_eq!(Form::of(&frame), form);
+        assert_eq!(form.content_len_hint(&frame[..FRAME_HEADER_MAX]), Some(100_000));
+        assert_eq!(form.content_len(&frame), Ok(Some(100_000)));
+        assert_eq!(form.decode(&frame, 100_000).unwrap(), content);
+        assert_eq!(form.decode(&frame, 99_999), Err(DecodeError::TooLarge));
+        let mut out = vec![0; content.len()];
+        form.decode_into(&frame, &mut out).unwrap();
+        assert_eq!(out, content);
+        assert_eq!(encoding.published().encode_items(&content, width).form(), Form::Zstd);
+        // What is streamed is never one.
+        let mut streamed = Vec::new();
+        encoding.encode_stream(&mut &content[..], 100_000, &mut streamed, |_| ()).unwrap();
+        assert_eq!(decode(&streamed, 100_000).unwrap(), content);
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn arbitrary_bytes_round_trip_and_never_panic(content: Vec<u8>) {
         let _ = decode(&content, 1 << 20);
+        let _ = Form::Float.decode(&content, 1 << 20);
+        let floats = Encoding::new(Codec::Float, 1).unwrap();
+        for width in [None, Some(Width::One), Some(Width::Two), Some(Width::Four)] {
+            let frame = floats.encode_items(&content, width);
+            proptest::prop_assert_eq!(&frame.form().decode(&frame.into_vec(), 1 << 20).unwrap(), &content);
+        }
         for encoding in encodings() {
             proptest::prop_assert_eq!(&decode(&encoding.encode(&content).into_vec(), 1 << 20).unwrap(), &content);
         }

@@ -130,6 +130,21 @@ fn kernels_have_names_of_their_own() {
 
 proptest::proptest! {
     #[test]
+    fn any_mix_of_copies(lens in proptest::collection::vec((0..9000_usize, 0..64_usize), 0..40)) {
+        let bytes = noise(9064, lens.len() as u64);
+        let blobs: Vec<&[u8]> = lens.iter().map(|&(len, at)| &bytes[at..][..len]).collect();
+        let want: Vec<_> = blobs.iter().map(|blob| oracle(blob)).collect();
+        for kernel in every() {
+            let mut places: Vec<Vec<u8>> = blobs.iter().map(|blob| vec![0; blob.len()]).collect();
+            let mut found = vec![[0; 32]; blobs.len()];
+            let copies = blobs.iter().copied().zip(places.iter_mut().map(Vec::as_mut_slice));
+            kernel.hash_copies(copies, |index, hash| found[index] = hash);
+            proptest::prop_assert_eq!(&found, &want, "{}", kernel);
+            proptest::prop_assert_eq!(&places, &blobs, "{}", kernel);
+        }
+    }
+
+    #[test]
     fn any_mix_of_lengths(lens in proptest::collection::vec((0..2000_usize, 0..64_usize), 0..80)) {
         let bytes = noise(2064, lens.len() as u64);
         let blobs: Vec<&[u8]> = lens.iter().map(|&(len, at)| &bytes[at..][..len]).collect();

@@ -49,6 +49,8 @@ counters! {
     compressed,
     /// Of the blobs written, those in stored frames.
     stored,
+    /// Of the blobs written, those in float frames.
+    float,
 }
 
 /// One total.

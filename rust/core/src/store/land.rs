@@ -1,46 +1,79 @@
 //! Frames that arrive from elsewhere are verified and stored as they came, without being encoded again.
+//!
+//! A task takes a few of them, so that their contents fill the lanes of a kernel, and writes them once all are sound. Files are read into
+//! memory that the thread keeps. A frame's first bytes tell whether it is a float frame, whatever it was called where it came from; a handle
+//! that writes none encodes its content anew.
 
+use std::cell::RefCell;
 use std::fs::File;
-use std::io::{self as stdio, Read, Write};
+use std::io::{self as stdio, IoSliceMut, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::BlobStore;
 use super::dir::DirStore;
-use super::put::{Batch, Put};
-use super::read::{StreamError, frame_digest, hash_content, streamed_too_large, undecodable};
+use super::frames::frame_digests;
+use super::put::{Batch, Put, TASK_BLOBS};
+use super::read::{StreamError, hash_content, streamed_too_large, undecodable};
+use crate::codec::{self, Form, float};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::io::Temporary;
-use crate::layout::{self, BlobName};
+use crate::io;
 use crate::pool::{self, Monitor};
 
 /// Files up to this size are held in memory while they land; larger ones stream through.
-const WHOLE_FILE_BYTES: u64 = 16 << 20;
+const WHOLE_FILE_BYTES: usize = 16 << 20;
+/// Bytes of files that a thread holds in order to verify them together: sixteen of 2 MiB and their headers.
+const HELD_BYTES: usize = 33 << 20;
 /// Files that share their syncs.
 const GROUP_FILES: usize = 4096;
+
+/// What became of a frame: whether it is new here, and what its group still has to do.
+type Landed<'b> = (bool, (Digest, Put<'b>));
 
 impl DirStore {
     /// Stores frames under their digests; returns how many were not there before.
     ///
     /// # Errors
     /// [`Error::Integrity`], at its index, for a frame that does not decode to its digest; it is not stored.
-    pub fn land_frames(&self, items: &[(Digest, &[u8])]) -> Result<u64> {
+    pub fn land_frames(&self, items: &[(Digest, &[u8])], monitor: &Monitor) -> Result<u64> {
+        monitor.expect(items.len() as u64);
         let batch = Batch::new(self, items.len());
+        let share = pool::share(items.len(), TASK_BLOBS);
+        let task = |(task, items): (usize, &[(Digest, &[u8])])| self.land_few(&batch, task * share, items, monitor);
+        pool::install(|| {
+            let landed: Vec<Vec<Landed<'_>>> = items.par_chunks(share).enumerate().map(task).collect::<Result<_>>()?;
+            finish(&batch, landed)
+        })
+    }
+
+    /// Lands what one task takes; the first is item `first`.
+    fn land_few<'b>(&self, batch: &'b Batch<'_>, first: usize, items: &[(Digest, &[u8])], monitor: &Monitor) -> Result<Vec<Landed<'b>>> {
+        monitor.check()?;
+        self.verify_foreign(items, |index, error| error.at(first + index))?;
         let land = |(index, (digest, frame)): (usize, &(Digest, &[u8]))| {
             let land = || {
-                self.verify_foreign(digest, frame)?;
-                let name = layout::blob(digest);
-                let found = batch.find(digest, &name)?;
-                let put = if found { Put::Found } else { Put::Written(batch.write(digest, &name, |mut file| file.write_all(frame))?) };
-                Ok((!found, batch.settle(digest, put)?))
+                let put = match batch.find(digest)? {
+                    Some(form) => Put::Found(form),
+                    None => write_frame(batch, digest, frame)?,
+                };
+                monitor.advance(1, frame.len() as u64)?;
+                Ok((matches!(put, Put::Written(..)), batch.settle(digest, put)?))
             };
-            land().map_err(|error: Error| error.at(index))
+            land().map_err(|error: Error| error.at(first + index))
         };
-        pool::install(|| {
-            let landed: Vec<(bool, _)> = items.par_iter().enumerate().map(land).collect::<Result<_>>()?;
-            finish(&batch, landed)
+        items.iter().enumerate().map(land).collect()
+    }
+
+    /// Checks frames that came from elsewhere against their names, together; `tell` completes the error of an item.
+    fn verify_foreign(&self, items: &[(Digest, &[u8])], tell: impl Fn(usize, Error) -> Error) -> Result<()> {
+        let frames: Vec<(Form, &[u8])> = items.iter().map(|(_, frame)| (Form::of(frame), *frame)).collect();
+        let found = frame_digests(&frames, self.algorithm());
+        items.iter().zip(found).enumerate().try_for_each(|(index, ((digest, _), found))| {
+            let found = self.check_algorithm(digest).and_then(|()| found.map_err(|error| foreign(digest, error)));
+            found.and_then(|found| matches(digest, found)).map_err(|error| tell(index, error))
         })
     }
 
@@ -51,83 +84,146 @@ impl DirStore {
     /// At their index: [`Error::BlobNotFound`] for a file that is missing or empty, [`Error::Integrity`] for one that does not decode to
     /// its digest.
     pub fn import_files(&self, items: &[(Digest, PathBuf)], monitor: &Monitor) -> Result<(u64, u64)> {
+        thread_local!(static MEMORY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
         monitor.expect(items.len() as u64);
         let batch = Batch::new(self, items.len());
-        let import = |(index, (digest, path)): (usize, &(Digest, PathBuf))| {
-            let import = || {
-                let (put, bytes) = self.import(&batch, digest, path)?;
-                monitor.advance(1, bytes)?;
-                let fresh = matches!(put, Put::Written(_));
-                Ok((bytes, (fresh, batch.settle(digest, put)?)))
-            };
-            import().map_err(|error: Error| error.at(index))
-        };
         pool::install(|| {
             let (mut fresh, mut bytes) = (0, 0);
             for (at, group) in items.chunks(GROUP_FILES).enumerate() {
-                let shift = |(index, item)| import((at * GROUP_FILES + index, item));
-                let landed: Vec<(u64, (bool, _))> = group.par_iter().enumerate().map(shift).collect::<Result<_>>()?;
-                bytes += landed.iter().map(|(bytes, _)| bytes).sum::<u64>();
-                fresh += finish(&batch, landed.into_iter().map(|(_, landed)| landed).collect())?;
+                let share = pool::share(group.len(), TASK_BLOBS);
+                let task = |(task, items): (usize, &[(Digest, PathBuf)])| {
+                    let import = Import { store: self, batch: &batch, first: at * GROUP_FILES + task * share, items, monitor };
+                    MEMORY.with_borrow_mut(|memory| import.run(memory))
+                };
+                let imported: Vec<(u64, Vec<Landed<'_>>)> = group.par_chunks(share).enumerate().map(task).collect::<Result<_>>()?;
+                bytes += imported.iter().map(|(bytes, _)| bytes).sum::<u64>();
+                fresh += finish(&batch, imported.into_iter().map(|(_, landed)| landed).collect())?;
             }
             Ok((fresh, bytes))
         })
     }
+}
 
-    /// Checks a frame that came from elsewhere against its name.
-    fn verify_foreign(&self, digest: &Digest, frame: &[u8]) -> Result<()> {
-        self.check_algorithm(digest)?;
-        match frame_digest(frame, self.algorithm()) {
-            Ok(found) => matches(digest, found),
-            Err(error) => Err(foreign(digest, error)),
+/// The files that one task imports; the first is item `first`.
+struct Import<'a, 'b> {
+    store: &'a DirStore,
+    batch: &'b Batch<'b>,
+    first: usize,
+    items: &'a [(Digest, PathBuf)],
+    monitor: &'a Monitor,
+}
+
+impl<'b> Import<'_, 'b> {
+    /// Reads as many files as `memory` holds, verifies them together, writes them, and so on; returns the bytes that were read.
+    fn run(&self, memory: &mut Vec<u8>) -> Result<(u64, Vec<Landed<'b>>)> {
+        if memory.is_empty() {
+            // Takes no memory before it is filled.
+            *memory = vec![0; HELD_BYTES];
         }
+        let mut landed = Vec::with_capacity(self.items.len());
+        let mut held: Vec<(usize, Range<usize>)> = Vec::with_capacity(self.items.len());
+        let (mut used, mut bytes) = (0, 0);
+        for (index, (digest, path)) in self.items.iter().enumerate() {
+            let at = |error: Error| error.at(self.first + index);
+            self.monitor.check()?;
+            if let Some(form) = self.store.check_algorithm(digest).and_then(|()| self.batch.find(digest)).map_err(at)? {
+                landed.push((false, self.batch.settle(digest, Put::Found(form)).map_err(at)?));
+                self.monitor.advance(1, 0)?;
+                continue;
+            }
+            let (file, len) = open(digest, path).map_err(at)?;
+            bytes += len;
+            match usize::try_from(len) {
+                Ok(len) if len <= WHOLE_FILE_BYTES => {
+                    if used + len > HELD_BYTES {
+                        self.write(&held, memory, &mut landed)?;
+                        held.clear();
+                        used = 0;
+                    }
+                    let place = &mut memory[used..used + len];
+                    let n = io::read_vectored_at(&file, &mut [IoSliceMut::new(place)], 0).map_err(|error| at(Error::io("read", path)(error)))?;
+                    held.push((index, used..used + n));
+                    used += n;
+                }
+                _ => {
+                    let put = self.stream(digest, &file, path).map_err(at)?;
+                    landed.push((true, self.batch.settle(digest, put).map_err(at)?));
+                    self.monitor.advance(1, len)?;
+                }
+            }
+        }
+        self.write(&held, memory, &mut landed)?;
+        Ok((bytes, landed))
     }
 
-    fn import<'b>(&self, batch: &'b Batch<'_>, digest: &Digest, path: &Path) -> Result<(Put<'b>, u64)> {
-        self.check_algorithm(digest)?;
-        let name = layout::blob(digest);
-        if batch.find(digest, &name)? {
-            return Ok((Put::Found, 0));
-        }
-        let absent = || Error::BlobNotFound { digest: digest.to_string() };
-        let file = File::open(path).map_err(|error| match error.kind() {
-            stdio::ErrorKind::NotFound => absent(),
-            _ => Error::io("open", path)(error),
+    /// Verifies the frames that are held, and writes them.
+    fn write(&self, held: &[(usize, Range<usize>)], memory: &[u8], landed: &mut Vec<Landed<'b>>) -> Result<()> {
+        let frames: Vec<(Digest, &[u8])> = held.iter().map(|(index, range)| (self.items[*index].0, &memory[range.clone()])).collect();
+        self.store.verify_foreign(&frames, |at, error| {
+            let index = held[at].0;
+            located(error, &self.items[index].1).at(self.first + index)
         })?;
-        let len = file.metadata().map_err(Error::io("stat", path))?.len();
-        if len == 0 {
-            return Err(absent());
+        for ((index, _), (digest, frame)) in held.iter().zip(frames) {
+            let put = write_frame(self.batch, &digest, frame).and_then(|put| self.batch.settle(&digest, put));
+            landed.push((true, put.map_err(|error| error.at(self.first + index))?));
+            self.monitor.advance(1, frame.len() as u64)?;
         }
-        if len > WHOLE_FILE_BYTES {
-            return Ok((Put::Written(self.import_stream(batch, digest, &name, &file, path)?), len));
-        }
-        let mut frame = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-        (&file).read_to_end(&mut frame).map_err(Error::io("read", path))?;
-        self.verify_foreign(digest, &frame).map_err(|error| located(error, path))?;
-        Ok((Put::Written(batch.write(digest, &name, |mut file| file.write_all(&frame))?), len))
+        Ok(())
     }
 
     /// Copies a large file while it is decoded and hashed.
-    fn import_stream<'b>(&self, batch: &'b Batch<'_>, digest: &Digest, name: &BlobName, file: &File, path: &Path) -> Result<Temporary<'b>> {
-        let (temporary, mut copy) = batch.create(digest, name)?;
+    fn stream(&self, digest: &Digest, file: &File, path: &Path) -> Result<Put<'b>> {
+        let mut head = [0; codec::FRAME_HEADER_MAX];
+        let filled = io::read_vectored_at(file, &mut [IoSliceMut::new(&mut head)], 0).map_err(Error::io("read", path))?;
+        let form = Form::of(&head[..filled]);
+        if form == Form::Float && !self.batch.writes_floats() {
+            let mut frame = Vec::new();
+            let mut file = file.take(codec::stored_len(float::MAX_CONTENT));
+            file.read_to_end(&mut frame).map_err(Error::io("read", path))?;
+            self.store.verify_foreign(&[(*digest, &frame)], |_, error| located(error, path))?;
+            return write_frame(self.batch, digest, &frame);
+        }
+        let (temporary, mut copy) = self.batch.create(digest, form)?;
         let tee = Tee { from: file, to: &mut copy, failed: None };
         let mut tee = stdio::BufReader::with_capacity(1 << 20, tee);
-        let result = hash_content(&mut tee, self.algorithm(), &mut |_| Ok(()));
+        let result = hash_content(form, &mut tee, self.store.algorithm(), &mut |_| self.monitor.check().map_err(stdio::Error::other));
         if let Some(error) = tee.get_mut().failed.take() {
-            return Err(Error::io("write", self.blob_path(digest))(error));
+            return Err(Error::io("write", self.store.form_path(digest, form))(error));
         }
         let (found, _) = result.map_err(|error| match error {
             StreamError::Read(error) => Error::io("read", path)(error),
+            StreamError::Write(_) => Error::Cancelled,
             other => located(foreign(digest, other), path),
         })?;
         matches(digest, found).map_err(|error| located(error, path))?;
-        Ok(temporary)
+        Ok(Put::Written(temporary, form))
     }
 }
 
-fn finish(batch: &Batch<'_>, landed: Vec<(bool, (Digest, Put<'_>))>) -> Result<u64> {
-    let fresh = landed.iter().filter(|(fresh, _)| *fresh).count() as u64;
-    batch.commit(landed.into_iter().map(|(_, put)| put).collect())?;
+/// Opens the file of a blob; tells its length.
+fn open(digest: &Digest, path: &Path) -> Result<(File, u64)> {
+    let absent = || Error::BlobNotFound { digest: digest.to_string() };
+    let file = File::open(path).map_err(|error| match error.kind() {
+        stdio::ErrorKind::NotFound => absent(),
+        _ => Error::io("open", path)(error),
+    })?;
+    let len = file.metadata().map_err(Error::io("stat", path))?.len();
+    if len == 0 { Err(absent()) } else { Ok((file, len)) }
+}
+
+/// Writes a frame that has been verified.
+fn write_frame<'b>(batch: &'b Batch<'_>, digest: &Digest, frame: &[u8]) -> Result<Put<'b>> {
+    let form = Form::of(frame);
+    if form == Form::Float && !batch.writes_floats() {
+        let content = form.decode(frame, float::MAX_CONTENT).map_err(|error| foreign(digest, error.into()))?;
+        return batch.write_content(digest, &content);
+    }
+    batch.write(digest, form, |mut file| file.write_all(frame))
+}
+
+fn finish(batch: &Batch<'_>, tasks: Vec<Vec<Landed<'_>>>) -> Result<u64> {
+    let fresh = tasks.iter().flatten().filter(|(fresh, _)| *fresh).count() as u64;
+    batch.commit(tasks.into_iter().flatten().map(|(_, put)| put).collect())?;
     Ok(fresh)
 }
 

@@ -17,6 +17,8 @@ use rayon::prelude::*;
 use super::dir::{DirStore, Durability, RENEW_AFTER};
 use super::lock::Hold;
 use super::{BlobStore, PutSome};
+use crate::codec::float::Width;
+use crate::codec::{Codec, Form, Frame};
 use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
 use crate::io;
@@ -37,16 +39,20 @@ const MANY_FILES: usize = 8;
 /// From this many blobs on, opening all directories costs less than it saves.
 const MANY_BLOBS: usize = 1024;
 
-/// A blob that a put has dealt with, but that may not be on stable storage yet.
+/// A blob that a put has dealt with, but that may not be on stable storage yet; in which form.
 pub(super) enum Put<'a> {
-    Found,
-    Written(Temporary<'a>),
+    Found(Form),
+    Written(Temporary<'a>, Form),
 }
 
 /// One put of any number of blobs, or the look-ups of one.
 pub(super) struct Batch<'a> {
     store: &'a DirStore,
     shards: Option<Shards>,
+    /// Of the blobs' items, where it is known.
+    width: Option<Width>,
+    /// Whether the store was asked for float frames.
+    looked: AtomicBool,
 }
 
 /// The directories of blobs, each opened when the first blob needs it. File descriptors are few: only one batch in the process has these, and
@@ -85,7 +91,36 @@ impl Drop for Shards {
 impl<'a> Batch<'a> {
     /// A batch of `n` blobs.
     pub(super) fn new(store: &'a DirStore, n: usize) -> Self {
-        Self { store, shards: if n < MANY_BLOBS { None } else { Shards::take() } }
+        let shards = if n < MANY_BLOBS { None } else { Shards::take() };
+        Self { store, shards, width: None, looked: AtomicBool::new(false) }
+    }
+
+    /// The same for floats of this width.
+    pub(super) fn of(self, width: Width) -> Self {
+        Self { width: Some(width), ..self }
+    }
+
+    /// Whether there may be float frames. The store is asked once.
+    fn has_floats(&self) -> Result<bool> {
+        if self.looked.load(Ordering::Acquire) {
+            return Ok(self.store.has_floats());
+        }
+        let found = self.store.look_for_floats()?;
+        self.looked.store(true, Ordering::Release);
+        Ok(found)
+    }
+
+    /// What `look` finds at the first of the places where a blob may be that has something.
+    pub(super) fn look<T>(&self, digest: &Digest, look: impl Fn(BorrowedFd<'_>, &str, Form) -> Result<Option<T>>) -> Result<Option<T>> {
+        let look = |form| {
+            let name = layout::blob(digest, form);
+            let (dir, at) = self.place(digest, &name);
+            look(dir, at, form)
+        };
+        match look(Form::Zstd)? {
+            None if self.has_floats()? => look(Form::Float),
+            found => Ok(found),
+        }
     }
 
     /// Where a blob's name is looked up: its directory, or the directory of those and the longer name.
@@ -97,60 +132,94 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn error(&self, what: &'static str, digest: &Digest) -> impl FnOnce(std::io::Error) -> Error {
-        Error::io(what, self.store.blob_path(digest))
+    fn error(&self, what: &'static str, digest: &Digest, form: Form) -> impl FnOnce(std::io::Error) -> Error {
+        Error::io(what, self.store.form_path(digest, form))
     }
 
-    /// Whether the blob is there and will stay: renews it where that is due. Counts as a hit of deduplication.
-    pub(super) fn find(&self, digest: &Digest, name: &BlobName) -> Result<bool> {
-        let (dir, at) = self.place(digest, name);
-        match io::stat_at(dir, at).map_err(|error| self.error("stat", digest)(error))? {
-            // An empty file is what a crash leaves of a name whose data never reached the disk.
-            None => return Ok(false),
-            Some(meta) if meta.len == 0 => return Ok(false),
-            Some(meta) if meta.age() > RENEW_AFTER => {
-                let _hold = Hold::shared(&self.store.root)?;
-                match io::touch_at(dir, at) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-                    Err(error) => return Err(self.error("renew", digest)(error)),
-                }
+    /// The form of a blob that is there and will stay: renews it where that is due. Counts as a hit of deduplication.
+    pub(super) fn find(&self, digest: &Digest) -> Result<Option<Form>> {
+        let found = self.renewed(digest)?;
+        self.store.counters.deduplicated.add(u64::from(found.is_some()));
+        Ok(found)
+    }
+
+    /// Whether a blob is there and will stay. Who may not renew it may still know: nothing is swept where nothing can be written.
+    pub(super) fn keeps(&self, digest: &Digest) -> Result<bool> {
+        match self.renewed(digest) {
+            Err(Error::Io { source, .. }) if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                Ok(self.store.find_file(self, digest)?.is_some())
             }
-            Some(_) => {}
+            found => Ok(found?.is_some()),
         }
-        self.store.counters.deduplicated.add(1);
-        Ok(true)
     }
 
-    /// Writes a blob whose digest is known to be true.
+    fn renewed(&self, digest: &Digest) -> Result<Option<Form>> {
+        self.look(digest, |dir, at, form| {
+            match io::stat_at(dir, at).map_err(|error| self.error("stat", digest, form)(error))? {
+                // An empty file is what a crash leaves of a name whose data never reached the disk.
+                None => return Ok(None),
+                Some(meta) if meta.len == 0 => return Ok(None),
+                Some(meta) if meta.age() > RENEW_AFTER => {
+                    let _hold = Hold::shared(&self.store.root)?;
+                    match io::touch_at(dir, at) {
+                        Ok(()) => {}
+                        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                        Err(error) => return Err(self.error("renew", digest, form)(error)),
+                    }
+                }
+                Some(_) => {}
+            }
+            Ok(Some(form))
+        })
+    }
+
+    /// Writes a blob whose digest is known to be true, unless it is there.
     pub(super) fn begin(&self, digest: &Digest, content: &[u8]) -> Result<Put<'_>> {
-        let name = layout::blob(digest);
-        if self.find(digest, &name)? {
-            return Ok(Put::Found);
+        match self.find(digest)? {
+            Some(form) => Ok(Put::Found(form)),
+            None => self.write_content(digest, content),
         }
-        let frame = self.store.options.encoding.encode(content);
-        let temporary = self.write(digest, &name, |file| frame.write(|slices| io::write_all_vectored(file, slices)))?;
-        let counters = &self.store.counters;
-        if frame.is_compressed() { &counters.compressed } else { &counters.stored }.add(1);
-        counters.bytes_written.add(content.len() as u64);
-        Ok(Put::Written(temporary))
     }
 
-    /// Writes a frame to a temporary beside its place.
-    pub(super) fn write(&self, digest: &Digest, name: &BlobName, frame: impl FnOnce(&File) -> std::io::Result<()>) -> Result<Temporary<'_>> {
-        let (temporary, file) = self.create(digest, name)?;
-        frame(&file).map_err(|error| self.error("write", digest)(error))?;
-        if self.store.options.durability == Durability::Each {
-            file.sync_data().map_err(|error| self.error("sync", digest)(error))?;
+    /// Whether floats that are put become float frames.
+    pub(super) fn writes_floats(&self) -> bool {
+        self.store.options.encoding.codec == Codec::Float
+    }
+
+    /// Encodes and writes a blob.
+    pub(super) fn write_content(&self, digest: &Digest, content: &[u8]) -> Result<Put<'_>> {
+        let frame = self.store.options.encoding.encode_items(content, self.width);
+        let put = self.write(digest, frame.form(), |file| frame.write(|slices| io::write_all_vectored(file, slices)))?;
+        let counters = &self.store.counters;
+        match frame {
+            Frame::Stored(_) => &counters.stored,
+            Frame::Compressed(_) => &counters.compressed,
+            Frame::Float(_) => &counters.float,
         }
-        Ok(temporary)
+        .add(1);
+        counters.bytes_written.add(content.len() as u64);
+        Ok(put)
+    }
+
+    /// Writes a frame of this form to a temporary beside its place.
+    pub(super) fn write(&self, digest: &Digest, form: Form, frame: impl FnOnce(&File) -> std::io::Result<()>) -> Result<Put<'_>> {
+        let (temporary, file) = self.create(digest, form)?;
+        frame(&file).map_err(|error| self.error("write", digest, form)(error))?;
+        if self.store.options.durability == Durability::Each {
+            file.sync_data().map_err(|error| self.error("sync", digest, form)(error))?;
+        }
+        Ok(Put::Written(temporary, form))
     }
 
     /// Makes a temporary for a blob; a directory that somebody removed meanwhile is made again.
-    pub(super) fn create(&self, digest: &Digest, name: &BlobName) -> Result<(Temporary<'_>, File)> {
-        self.store.make_shard(digest, name)?;
+    pub(super) fn create(&self, digest: &Digest, form: Form) -> Result<(Temporary<'_>, File)> {
+        if form == Form::Float {
+            self.store.admit_floats()?;
+        }
+        let name = layout::blob(digest, form);
+        self.store.make_shard(digest, &name)?;
         let create = || {
-            let (dir, at) = self.place(digest, name);
+            let (dir, at) = self.place(digest, &name);
             Temporary::create(dir, at)
         };
         create()
@@ -161,48 +230,51 @@ impl<'a> Batch<'a> {
                 io::create_dir_at(&self.store.blobs, name.shard())?;
                 create()
             })
-            .map_err(|error| self.error("write", digest)(error))
+            .map_err(|error| self.error("write", digest, form)(error))
     }
 
     /// Begins a put and, unless the group does it, ends it.
     pub(super) fn settle<'t>(&self, digest: &Digest, put: Put<'t>) -> Result<(Digest, Put<'t>)> {
         match self.store.options.durability {
             Durability::Group => Ok((*digest, put)),
-            Durability::None => self.finish(digest, put).map(|()| (*digest, Put::Found)),
+            Durability::None => self.finish(digest, put).map(|put| (*digest, put)),
             Durability::Each => {
-                if matches!(put, Put::Found) {
-                    self.sync_blob(digest)?;
+                if let Put::Found(form) = put {
+                    self.sync_blob(digest, form)?;
                 }
-                self.finish(digest, put)?;
+                let put = self.finish(digest, put)?;
                 self.sync_shard(digest)?;
-                Ok((*digest, Put::Found))
+                Ok((*digest, put))
             }
         }
     }
 
     /// Gives a written blob its name.
-    fn finish(&self, digest: &Digest, put: Put<'_>) -> Result<()> {
-        if let Put::Written(temporary) = put {
-            let name = layout::blob(digest);
-            let (dir, at) = self.place(digest, &name);
-            temporary.place(dir, at).map_err(|error| self.error("rename", digest)(error))?;
-            self.store.counters.written.add(1);
+    fn finish(&self, digest: &Digest, put: Put<'_>) -> Result<Put<'static>> {
+        match put {
+            Put::Written(temporary, form) => {
+                let name = layout::blob(digest, form);
+                let (dir, at) = self.place(digest, &name);
+                temporary.place(dir, at).map_err(|error| self.error("rename", digest, form)(error))?;
+                self.store.counters.written.add(1);
+                Ok(Put::Found(form))
+            }
+            Put::Found(form) => Ok(Put::Found(form)),
         }
-        Ok(())
     }
 
-    fn sync_blob(&self, digest: &Digest) -> Result<()> {
-        let name = layout::blob(digest);
+    fn sync_blob(&self, digest: &Digest, form: Form) -> Result<()> {
+        let name = layout::blob(digest, form);
         let (dir, at) = self.place(digest, &name);
-        io::open_at(dir, at).and_then(|file| file.sync_data()).map_err(|error| self.error("sync", digest)(error))
+        io::open_at(dir, at).and_then(|file| file.sync_data()).map_err(|error| self.error("sync", digest, form)(error))
     }
 
     fn sync_shard(&self, digest: &Digest) -> Result<()> {
         let sync = || {
-            io::sync_dir(io::open_dir_at(&self.store.blobs, layout::blob(digest).shard())?)?;
+            io::sync_dir(io::open_dir_at(&self.store.blobs, layout::blob(digest, Form::Zstd).shard())?)?;
             io::sync_dir(&self.store.blobs)
         };
-        sync().map_err(|error| self.error("sync", digest)(error))
+        sync().map_err(|error| self.error("sync", digest, Form::Zstd)(error))
     }
 
     /// Brings a group to stable storage: data first, then names. Blobs that were found count too, since another handle may have put them
@@ -218,11 +290,11 @@ impl<'a> Batch<'a> {
 
         if !whole(group.len())? {
             for_each(group.iter().collect(), |(digest, put)| match put {
-                Put::Found => self.sync_blob(digest),
-                Put::Written(temporary) => temporary.sync().map_err(|error| self.error("sync", digest)(error)),
+                Put::Found(form) => self.sync_blob(digest, *form),
+                Put::Written(temporary, form) => temporary.sync().map_err(|error| self.error("sync", digest, *form)(error)),
             })?;
         }
-        for_each(group, |(digest, put)| self.finish(&digest, put))?;
+        for_each(group, |(digest, put)| self.finish(&digest, put).map(drop))?;
         if !whole(shards.len())? {
             for_each(shards, |digest| self.sync_shard(&digest))?;
         }
@@ -281,17 +353,17 @@ impl<'a> Batch<'a> {
         monitor: &Monitor,
     ) -> Result<Vec<(Digest, Put<'_>)>> {
         monitor.check()?;
-        let known = |digest: &Digest| self.store.check_algorithm(digest).and_then(|()| self.find(digest, &layout::blob(digest)));
+        let known = |digest: &Digest| self.store.check_algorithm(digest).and_then(|()| self.find(digest));
         let found = |index| match name(index) {
-            Some(digest) => known(&digest).map(|found| found.then_some(digest)).map_err(|error| error.at(index)),
+            Some(digest) => known(&digest).map(|found| found.map(|form| (digest, form))).map_err(|error| error.at(index)),
             None => Ok(None),
         };
-        let found: Vec<Option<Digest>> = task.clone().map(found).collect::<Result<_>>()?;
+        let found: Vec<Option<(Digest, Form)>> = task.clone().map(found).collect::<Result<_>>()?;
         let fresh: Vec<&[u8]> = task.clone().zip(&found).filter(|(_, found)| found.is_none()).map(|(index, _)| blobs[index]).collect();
         let mut hashed = digest::hash_many(self.store.algorithm(), &fresh).into_iter();
-        let put = |(index, found): (usize, Option<Digest>)| {
+        let put = |(index, found): (usize, Option<(Digest, Form)>)| {
             let mut put = || {
-                let Some(digest) = found else {
+                let Some((digest, form)) = found else {
                     let digest = hashed.next().expect("one for each that was not found");
                     if let Some(name) = name(index).filter(|name| *name != digest) {
                         return Err(Error::integrity(&name, format!("its bytes hash to {digest}")));
@@ -299,7 +371,7 @@ impl<'a> Batch<'a> {
                     monitor.check()?;
                     return self.settle(&digest, self.begin(&digest, blobs[index])?);
                 };
-                self.settle(&digest, Put::Found)
+                self.settle(&digest, Put::Found(form))
             };
             put().map_err(|error| error.at(index))
         };

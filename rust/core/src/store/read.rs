@@ -3,14 +3,17 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
 
 use super::dir::DirStore;
+use super::frames::frame_digests;
 use super::put::{Batch, TASK_BLOBS};
 use super::{BlobStore, wrong_length};
-use crate::codec::{self, DecodeError, Found};
+use crate::codec::{self, DecodeError, Form, Found, float};
 use crate::digest::{self, Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::io::Cached;
@@ -22,9 +25,10 @@ const KEPT_BYTES: usize = 16 << 20;
 
 /// A blob that was found and opened, and is not read yet.
 pub struct BlobReader<'a> {
-    store: &'a DirStore,
-    digest: Digest,
-    file: File,
+    pub(super) store: &'a DirStore,
+    pub(super) digest: Digest,
+    pub(super) file: File,
+    pub(super) form: Form,
     head: Option<Head>,
     /// Known to be no stored frame of the length that is asked for.
     other: bool,
@@ -44,7 +48,7 @@ impl DirStore {
         let file_len = reader.file_len()?;
         let mut head = [0; codec::FRAME_HEADER_MAX];
         let filled = io::read_vectored_at(&reader.file, &mut [IoSliceMut::new(&mut head)], 0).map_err(|error| reader.io(error))?;
-        let content_len = codec::content_len_hint(&head[..filled]).filter(|len| *len <= limits::BLOB_IN_MEMORY_BYTES);
+        let content_len = reader.form.content_len_hint(&head[..filled]).filter(|len| *len <= limits::BLOB_IN_MEMORY_BYTES);
         reader.head = Some(Head { file_len, content_len });
         Ok(reader)
     }
@@ -52,16 +56,23 @@ impl DirStore {
     /// Opens a blob whose length the caller knows.
     pub(super) fn open_blob_for(&self, batch: &Batch<'_>, digest: &Digest) -> Result<BlobReader<'_>> {
         self.check_algorithm(digest)?;
-        let name = layout::blob(digest);
-        let (dir, at) = batch.place(digest, &name);
-        let file = io::open_at(dir, at).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => self.absent(digest),
-            _ => Error::io("open", self.blob_path(digest))(error),
-        })?;
-        Ok(BlobReader { store: self, digest: *digest, file, head: None, other: false })
+        batch.look(digest, |dir, at, form| self.open_at(dir, at, digest, form))?.ok_or_else(|| self.absent(digest))
     }
 
-    fn absent(&self, digest: &Digest) -> Error {
+    /// Opens the file that holds a blob in this form; None when there is none.
+    pub(crate) fn open_file(&self, digest: &Digest, form: Form) -> Result<Option<BlobReader<'_>>> {
+        self.open_at(self.blobs.as_fd(), &layout::blob(digest, form), digest, form)
+    }
+
+    fn open_at(&self, dir: BorrowedFd<'_>, at: &str, digest: &Digest, form: Form) -> Result<Option<BlobReader<'_>>> {
+        match io::open_at(dir, at) {
+            Ok(file) => Ok(Some(BlobReader { store: self, digest: *digest, file, form, head: None, other: form == Form::Float })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("open", self.form_path(digest, form))(error)),
+        }
+    }
+
+    pub(super) fn absent(&self, digest: &Digest) -> Error {
         self.counters.misses.add(1);
         Error::BlobNotFound { digest: digest.to_string() }
     }
@@ -86,10 +97,10 @@ impl DirStore {
     pub fn read_opened<'a>(&self, blobs: impl Iterator<Item = Result<(BlobReader<'a>, &'a mut [u8])>>, monitor: &Monitor) -> Vec<(usize, Error)> {
         let mut failed = Vec::new();
         let mut wait = Vec::new();
-        let mut filled: Vec<(usize, Digest, &mut [u8])> = Vec::with_capacity(TASK_BLOBS);
+        let mut filled: Vec<(usize, Digest, Form, &mut [u8])> = Vec::with_capacity(TASK_BLOBS);
         for (index, blob) in blobs.enumerate() {
             match blob.and_then(|(mut reader, out)| Ok((reader.fill_cached(out)?, reader, out))) {
-                Ok((true, reader, out)) => filled.push((index, reader.digest, out)),
+                Ok((true, reader, out)) => filled.push((index, reader.digest, reader.form, out)),
                 Ok((false, reader, out)) => wait.push((index, reader, out)),
                 Err(error) => failed.push((index, error)),
             }
@@ -97,14 +108,14 @@ impl DirStore {
         // All that is not in memory has been asked for by now, so that the disk has many requests at once.
         for (index, mut reader, out) in wait {
             match monitor.check().and_then(|()| reader.fill(out)) {
-                Ok(()) => filled.push((index, reader.digest, out)),
+                Ok(()) => filled.push((index, reader.digest, reader.form, out)),
                 Err(error) => failed.push((index, error)),
             }
         }
         let contents: Vec<&[u8]> = filled.iter().map(|(.., out)| &**out).collect();
         let mut bytes = 0;
-        for ((index, digest, out), found) in filled.iter().zip(digest::hash_many(self.algorithm(), &contents)) {
-            match self.accept(digest, found, out.len() as u64) {
+        for ((index, digest, form, out), found) in filled.iter().zip(digest::hash_many(self.algorithm(), &contents)) {
+            match self.accept(digest, *form, found, out.len() as u64) {
                 Ok(()) => bytes += out.len() as u64,
                 Err(error) => failed.push((*index, error)),
             }
@@ -121,9 +132,9 @@ impl DirStore {
     }
 
     /// Ends a read whose content hashes to `found`.
-    fn accept(&self, digest: &Digest, found: Digest, len: u64) -> Result<()> {
+    fn accept(&self, digest: &Digest, form: Form, found: Digest, len: u64) -> Result<()> {
         if found != *digest {
-            return Err(self.condemn(digest, &format!("its bytes hash to {found}")));
+            return Err(self.condemn(digest, form, &format!("its bytes hash to {found}")));
         }
         self.counters.hits.add(1);
         self.counters.bytes_read.add(len);
@@ -132,30 +143,22 @@ impl DirStore {
 
     /// The stored frame as it is, after its content was verified.
     pub fn read_frame(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let reader = self.open_blob_for(&Batch::new(self, 1), digest)?;
-        let mut frame = Vec::new();
-        reader.frame(&mut frame)?;
-        match frame_digest(&frame, self.algorithm()) {
-            Ok(found) if found == *digest => Ok(frame),
-            Ok(found) => Err(self.condemn(digest, &format!("its bytes hash to {found}"))),
-            Err(StreamError::Malformed(reason)) => Err(self.condemn(digest, &undecodable(&reason))),
-            Err(_) => Err(streamed_too_large(digest)),
-        }
+        self.open_blob_for(&Batch::new(self, 1), digest)?.read_frame()
     }
 
     /// Moves a corrupt blob out of the way and tells what was wrong with it.
     ///
     /// Between reading and moving somebody may have healed it: what was moved is therefore read again, and goes back if it is sound.
-    pub(crate) fn condemn(&self, digest: &Digest, reason: &str) -> Error {
+    pub(crate) fn condemn(&self, digest: &Digest, form: Form, reason: &str) -> Error {
         self.counters.corrupt.add(1);
-        let path = self.blob_path(digest);
+        let path = self.form_path(digest, form);
         let moved = || -> std::io::Result<()> {
             let dir = self.root.join(layout::QUARANTINE);
             std::fs::create_dir_all(&dir)?;
             let dir = io::open_dir(&dir)?;
-            let (name, away) = (layout::blob(digest), format!("{}.{}", digest.hex(), io::unique()));
+            let (name, away) = (layout::blob(digest, form), format!("{}.{}", digest.hex(), io::unique()));
             io::rename_at(&self.blobs, &name, &dir, &away)?;
-            let content = hash_content(io::open_at(&dir, &away)?, digest.algorithm(), &mut |_| Ok(()));
+            let content = hash_content(form, io::open_at(&dir, &away)?, digest.algorithm(), &mut |_| Ok(()));
             if content.is_ok_and(|(found, _)| found == *digest) {
                 match io::move_new_at(&dir, &away, &self.blobs, &name) {
                     // Healed twice; one copy is enough.
@@ -179,7 +182,7 @@ pub(super) fn undecodable(reason: &str) -> String {
     format!("its frame cannot be decoded: {reason}")
 }
 
-fn too_large(digest: &Digest) -> Error {
+pub(super) fn too_large(digest: &Digest) -> Error {
     Error::Limit { what: format!("blob {digest}"), name: "BLOB_IN_MEMORY_BYTES", limit: limits::BLOB_IN_MEMORY_BYTES }
 }
 
@@ -191,11 +194,17 @@ impl BlobReader<'_> {
         self.head?.content_len
     }
 
-    /// Whether the file has the length of a stored frame of [`BlobReader::len`] bytes: then that many can be reserved for it without fear of
-    /// a header that announces more than there is.
+    /// Whether the file has the length of a stored frame, or about that of a float frame, of [`BlobReader::len`] bytes: then that many can be
+    /// reserved for it without fear of a header that announces more than there is.
     #[must_use]
-    pub fn is_stored(&self) -> bool {
-        self.head.is_some_and(|head| head.content_len.is_some_and(|len| head.file_len == codec::stored_len(len)))
+    pub fn is_plausible(&self) -> bool {
+        let plausible = |Head { file_len, content_len }| {
+            content_len.is_some_and(|len| match self.form {
+                Form::Zstd => file_len == codec::stored_len(len),
+                Form::Float => len / 4 <= file_len,
+            })
+        };
+        self.head.is_some_and(plausible)
     }
 
     /// Whether the blob is known to be empty.
@@ -204,18 +213,33 @@ impl BlobReader<'_> {
         self.len() == Some(0)
     }
 
-    fn io(&self, error: std::io::Error) -> Error {
-        Error::io("read", self.store.blob_path(&self.digest))(error)
+    pub(super) fn io(&self, error: std::io::Error) -> Error {
+        Error::io("read", self.path())(error)
     }
 
-    /// Length of the file; an empty one counts as absent.
-    fn file_len(&self) -> Result<u64> {
-        let len = self.file.metadata().map_err(|error| Error::io("stat", self.store.blob_path(&self.digest))(error))?.len();
-        if len == 0 { Err(self.store.absent(&self.digest)) } else { Ok(len) }
+    pub(super) fn path(&self) -> PathBuf {
+        self.store.form_path(&self.digest, self.form)
+    }
+
+    pub(super) fn condemn(&self, reason: &str) -> Error {
+        self.store.condemn(&self.digest, self.form, reason)
+    }
+
+    /// Length of the file. An empty one counts as absent: then there may still be one of the other form.
+    pub(super) fn file_len(&mut self) -> Result<u64> {
+        loop {
+            let len = self.file.metadata().map_err(|error| Error::io("stat", self.path())(error))?.len();
+            if len > 0 {
+                return Ok(len);
+            }
+            let store = self.store;
+            let other = if self.form == Form::Zstd && store.look_for_floats()? { store.open_file(&self.digest, Form::Float)? } else { None };
+            *self = other.ok_or_else(|| store.absent(&self.digest))?;
+        }
     }
 
     /// The whole file.
-    fn frame(&self, frame: &mut Vec<u8>) -> Result<()> {
+    fn frame(&mut self, frame: &mut Vec<u8>) -> Result<()> {
         let file_len = self.file_len()?;
         if file_len > codec::stored_len(limits::BLOB_IN_MEMORY_BYTES) {
             return Err(too_large(&self.digest));
@@ -228,30 +252,38 @@ impl BlobReader<'_> {
 
     /// The verified content of the file's frames.
     fn check(&self, frame: &[u8]) -> Result<Vec<u8>> {
-        let content = codec::decode(frame, limits::BLOB_IN_MEMORY_BYTES).map_err(|error| match error {
-            DecodeError::Malformed(reason) => self.store.condemn(&self.digest, &undecodable(&reason)),
-            DecodeError::TooLarge => match hash_content(frame, self.digest.algorithm(), &mut |_| Ok(())) {
+        let content = self.form.decode(frame, limits::BLOB_IN_MEMORY_BYTES).map_err(|error| match error {
+            DecodeError::Malformed(reason) => self.condemn(&undecodable(&reason)),
+            DecodeError::TooLarge => match hash_content(self.form, frame, self.digest.algorithm(), &mut |_| Ok(())) {
                 Ok((found, _)) if found == self.digest => too_large(&self.digest),
-                _ => self.store.condemn(&self.digest, "its frame announces more than it holds"),
+                _ => self.condemn("its frame announces more than it holds"),
             },
         })?;
         let found = digest::hash(self.store.algorithm(), &content);
-        if found == self.digest { Ok(content) } else { Err(self.store.condemn(&self.digest, &format!("its bytes hash to {found}"))) }
+        if found == self.digest { Ok(content) } else { Err(self.condemn(&format!("its bytes hash to {found}"))) }
     }
 
     /// Reads and verifies the blob.
-    pub fn read(self) -> Result<Vec<u8>> {
+    pub fn read(mut self) -> Result<Vec<u8>> {
         let mut frame = Vec::new();
         self.frame(&mut frame)?;
         let content = self.check(&frame)?;
-        self.store.accept(&self.digest, self.digest, content.len() as u64)?;
+        self.store.accept(&self.digest, self.form, self.digest, content.len() as u64)?;
         Ok(content)
+    }
+
+    /// The file as it is, after its content was verified.
+    pub fn read_frame(mut self) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        self.frame(&mut frame)?;
+        let found = frame_digests(&[(self.form, &frame)], self.digest.algorithm()).remove(0);
+        self.accept_frame(found).map(|()| frame)
     }
 
     /// Reads and verifies the blob straight into `out`, which must have its length.
     pub fn read_into(mut self, out: &mut [u8]) -> Result<()> {
         self.fill(out)?;
-        self.store.accept(&self.digest, digest::hash(self.store.algorithm(), out), out.len() as u64)
+        self.store.accept(&self.digest, self.form, digest::hash(self.store.algorithm(), out), out.len() as u64)
     }
 
     /// Fills `out` with what is still to be verified, if that needs no waiting for the disk, which is asked for the file otherwise.
@@ -259,7 +291,7 @@ impl BlobReader<'_> {
         let mut offset = 0;
         let mut known = self.store.tells_cached.load(Ordering::Relaxed);
         if known {
-            let found = codec::read_stored(out, |slices| {
+            let mut read = |slices: &mut [IoSliceMut<'_>]| {
                 let n = match io::read_cached_at(&self.file, slices, offset)? {
                     Cached::Bytes(n) => n,
                     Cached::Nothing => 0,
@@ -270,7 +302,13 @@ impl BlobReader<'_> {
                 };
                 offset += n as u64;
                 Ok(n)
-            });
+            };
+            let found = if self.other {
+                // It is read as a whole, where its start is in memory.
+                read(&mut [IoSliceMut::new(&mut [0])]).map(|n| if n > 0 { Found::Other } else { Found::Short })
+            } else {
+                codec::read_stored(out, read)
+            };
             match found.map_err(|error| self.io(error))? {
                 Found::Frame => return Ok(true),
                 Found::Other => self.other = true,
@@ -301,7 +339,7 @@ impl BlobReader<'_> {
         }
         FRAME.with_borrow_mut(|frame| {
             self.frame(frame)?;
-            if codec::content_len(frame) != Ok(Some(out.len() as u64)) || codec::decode_into(frame, out).is_err() {
+            if self.form.content_len(frame) != Ok(Some(out.len() as u64)) || self.form.decode_into(frame, out).is_err() {
                 let content = self.check(frame)?;
                 if content.len() != out.len() {
                     return Err(wrong_length(&self.digest, content.len() as u64, out.len()));
@@ -317,13 +355,14 @@ impl BlobReader<'_> {
 
     /// Writes the content to `writer` as it is decoded and verifies it at the end.
     pub fn read_to(self, writer: &mut dyn Write) -> Result<u64> {
-        let (found, len) = hash_content(&self.file, self.digest.algorithm(), &mut |piece| writer.write_all(piece)).map_err(|error| match error {
+        let hashed = hash_content(self.form, &self.file, self.digest.algorithm(), &mut |piece| writer.write_all(piece));
+        let (found, len) = hashed.map_err(|error| match error {
             StreamError::Read(error) => self.io(error),
             StreamError::Write(error) => Error::io("write", "stream")(error),
-            StreamError::Malformed(reason) => self.store.condemn(&self.digest, &undecodable(&reason)),
+            StreamError::Malformed(reason) => self.condemn(&undecodable(&reason)),
             StreamError::TooLarge => streamed_too_large(&self.digest),
         })?;
-        self.store.accept(&self.digest, found, len)?;
+        self.store.accept(&self.digest, self.form, found, len)?;
         Ok(len)
     }
 }
@@ -344,27 +383,27 @@ pub(super) fn streamed_too_large(digest: &Digest) -> Error {
     Error::Limit { what: format!("blob {digest}"), name: "BLOB_BYTES", limit: limits::BLOB_BYTES }
 }
 
-/// The digest of the content of frames in memory. Contents of ordinary size are decoded at once, which is faster; larger ones piece by piece.
-pub(super) fn frame_digest(frames: &[u8], algorithm: Algorithm) -> Result<Digest, StreamError> {
-    const AT_ONCE_BYTES: u64 = 64 << 20;
-    match codec::content_len(frames) {
-        Ok(Some(len)) if len <= AT_ONCE_BYTES => match codec::decode(frames, AT_ONCE_BYTES) {
-            Ok(content) => Ok(digest::hash(algorithm, &content)),
-            Err(DecodeError::Malformed(reason)) => Err(StreamError::Malformed(reason)),
-            Err(DecodeError::TooLarge) => Err(StreamError::TooLarge),
-        },
-        Err(DecodeError::Malformed(reason)) => Err(StreamError::Malformed(reason)),
-        _ => hash_content(frames, algorithm, &mut |_| Ok(())).map(|(digest, _)| digest),
-    }
-}
-
-/// Decodes frames of any size piece by piece; returns the digest and length of their content.
+/// Decodes frames of any size piece by piece; returns the digest and length of their content. A float frame is read as a whole before.
 pub(crate) fn hash_content(
+    form: Form,
     frames: impl Read,
     algorithm: Algorithm,
     each: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
 ) -> Result<(Digest, u64), StreamError> {
     const PIECE: usize = 1 << 20;
+    if form == Form::Float {
+        let (mut frame, most) = (Vec::new(), codec::stored_len(float::MAX_CONTENT));
+        if frames.take(most + 1).read_to_end(&mut frame).map_err(StreamError::Read)? as u64 > most {
+            return Err(StreamError::TooLarge);
+        }
+        let (mut hasher, mut len) = (Hasher::new(algorithm), 0);
+        float::decode_pieces(&frame, |piece| {
+            hasher.update(piece);
+            len += piece.len() as u64;
+            each(piece).map_err(StreamError::Write)
+        })?;
+        return Ok((hasher.finish(), len));
+    }
     let mut decoder = codec::decoder(std::io::BufReader::with_capacity(PIECE, frames)).map_err(StreamError::Read)?;
     let mut hasher = Hasher::new(algorithm);
     let mut piece = vec![0; PIECE];

@@ -7,13 +7,14 @@ use rayon::prelude::*;
 
 use super::BlobStore;
 use super::dir::DirStore;
+use crate::codec::Form;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::{io, layout, pool};
 
 /// A file below the directory of blobs.
 pub(crate) struct BlobFile {
-    pub(crate) digest: Option<Digest>,
+    pub(crate) blob: Option<(Digest, Form)>,
     /// Below the directory of blobs.
     pub(crate) name: String,
     pub(crate) meta: io::Meta,
@@ -27,6 +28,7 @@ impl DirStore {
     /// Every file below the directory of blobs, in order of its name.
     pub(crate) fn scan(&self) -> Result<Vec<BlobFile>> {
         let base = self.root.join(layout::blobs(self.algorithm()));
+        let floats = self.look_for_floats()?;
         let list = |path: &Path| -> Result<Vec<String>> {
             let entries = match std::fs::read_dir(path) {
                 Ok(entries) => entries,
@@ -45,14 +47,15 @@ impl DirStore {
             let path = base.join(shard);
             if !path.is_dir() {
                 let meta = io::stat_at(&self.blobs, shard).map_err(Error::io("stat", &path))?;
-                return Ok(meta.map(|meta| BlobFile { digest: None, name: shard.clone(), meta }).into_iter().collect());
+                return Ok(meta.map(|meta| BlobFile { blob: None, name: shard.clone(), meta }).into_iter().collect());
             }
             let mut files = Vec::new();
             for file in list(&path)? {
                 let name = format!("{shard}/{file}");
                 // None: removed since it was listed.
                 if let Some(meta) = io::stat_at(&self.blobs, &name).map_err(Error::io("stat", path.join(&file)))? {
-                    files.push(BlobFile { digest: layout::parse_blob(self.algorithm(), shard, &file), name, meta });
+                    let blob = layout::parse_blob(self.algorithm(), shard, &file).filter(|(_, form)| floats || *form == Form::Zstd);
+                    files.push(BlobFile { blob, name, meta });
                 }
             }
             Ok(files)
@@ -85,13 +88,19 @@ impl DirStore {
                 Err(error) => Err(error),
             }
         };
+        // A blob in both forms is one blob.
+        let same = |a: &BlobFile, b: &BlobFile| a.meta.len > 0 && a.blob.zip(b.blob).is_some_and(|((a, _), (b, _))| a == b);
+        let again = |at: usize| at > 0 && same(&files[at - 1], &files[at]);
         let add = |a: Usage, b: Usage| Usage {
             blobs: a.blobs + b.blobs,
             physical_bytes: a.physical_bytes + b.physical_bytes,
             logical_bytes: a.logical_bytes + b.logical_bytes,
         };
-        let one = |file: &BlobFile| -> Result<Usage> {
-            let Some(digest) = file.digest.filter(|_| file.meta.len > 0) else { return Ok(Usage::default()) };
+        let one = |(at, file): (usize, &BlobFile)| -> Result<Usage> {
+            let Some((digest, _)) = file.blob.filter(|_| file.meta.len > 0) else { return Ok(Usage::default()) };
+            if again(at) {
+                return Ok(Usage { physical_bytes: file.meta.len, ..Usage::default() });
+            }
             match logical(digest) {
                 Ok(logical_bytes) => Ok(Usage { blobs: 1, physical_bytes: file.meta.len, logical_bytes }),
                 // Removed, or found corrupt, meanwhile.
@@ -99,6 +108,6 @@ impl DirStore {
                 Err(error) => Err(error),
             }
         };
-        pool::install(|| files.par_iter().map(one).try_reduce(Usage::default, |a, b| Ok(add(a, b))))
+        pool::install(|| files.par_iter().enumerate().map(one).try_reduce(Usage::default, |a, b| Ok(add(a, b))))
     }
 }

@@ -1,13 +1,15 @@
+mod floats;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::codec::{Codec, Encoding};
+use crate::codec::{Codec, Encoding, Form};
 use crate::layout;
 
 fn options(codec: Codec, durability: Durability) -> Options {
-    Options { encoding: Encoding::new(codec, 1).unwrap(), durability }
+    Options { encoding: Encoding::new(codec, 1).unwrap(), durability, published: false }
 }
 
 fn open(root: &Path) -> DirStore {
@@ -28,6 +30,7 @@ fn samples() -> Vec<Vec<u8>> {
     let mut samples: Vec<Vec<u8>> = [0, 1, 4096, 65_536, 131_073, 2_000_000].into_iter().map(noise).collect();
     samples.push(b"words and words ".repeat(5000));
     samples.push(samples[3].clone());
+    samples.push(floats::page(36_864, 0));
     samples
 }
 
@@ -35,7 +38,7 @@ fn samples() -> Vec<Vec<u8>> {
 fn batches_round_trip_under_every_option() {
     let samples = samples();
     let blobs: Vec<&[u8]> = samples.iter().map(Vec::as_slice).collect();
-    for codec in [Codec::Auto, Codec::Zstd, Codec::Store] {
+    for codec in [Codec::Auto, Codec::Zstd, Codec::Store, Codec::Float] {
         for durability in [Durability::None, Durability::Group, Durability::Each] {
             for algorithm in [Algorithm::Sha256, Algorithm::Blake3] {
                 let root = tempfile::tempdir().unwrap();
@@ -102,12 +105,12 @@ fn known_names_are_not_hashed_again_but_unknown_ones_must_match() {
 
 #[test]
 fn damage_is_never_returned_and_the_next_put_heals() {
-    let sample = samples().swap_remove(4);
-    for codec in [Codec::Store, Codec::Zstd] {
+    let [noise, floats] = [4, 8].map(|at| samples().swap_remove(at));
+    for (codec, sample) in [(Codec::Store, &noise), (Codec::Zstd, &noise), (Codec::Float, &floats)] {
         let root = tempfile::tempdir().unwrap();
         let store = DirStore::open(root.path(), None, options(codec, Durability::None)).unwrap();
-        let digest = store.put(&sample).unwrap();
-        let path = store.blob_path(&digest);
+        let digest = store.put(sample).unwrap();
+        let path = store.find_path(&digest).unwrap().unwrap();
         let good = fs::read(&path).unwrap();
         let damages = (0..8).map(|part| {
             let mut bad = good.clone();
@@ -128,8 +131,8 @@ fn damage_is_never_returned_and_the_next_put_heals() {
                 assert_eq!(error.code(), "integrity", "case {case}, read {read}: {error}");
                 assert!(!path.exists());
                 assert_eq!(store.get(&digest).unwrap_err().code(), "blob_not_found");
-                assert_eq!(store.put(&sample).unwrap(), digest);
-                assert_eq!(store.get(&digest).unwrap(), sample);
+                assert_eq!(store.put(sample).unwrap(), digest);
+                assert_eq!(store.get(&digest).unwrap(), *sample);
             }
         }
         assert_eq!(fs::read_dir(root.path().join(layout::QUARANTINE)).unwrap().count(), 44);
@@ -155,7 +158,7 @@ fn what_was_healed_meanwhile_goes_back() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());
     let digest = store.put(b"sound").unwrap();
-    assert_eq!(store.condemn(&digest, "said a reader that came too late").code(), "integrity");
+    assert_eq!(store.condemn(&digest, Form::Zstd, "said a reader that came too late").code(), "integrity");
     assert_eq!(store.get(&digest).unwrap(), b"sound");
     assert_eq!(fs::read_dir(root.path().join(layout::QUARANTINE)).unwrap().count(), 0);
 }
@@ -196,9 +199,20 @@ fn finding_an_old_blob_renews_it() {
     let before = modified();
     store.put(b"kept").unwrap();
     assert_eq!(modified(), before, "young enough");
+    let finds: [&dyn Fn(); 4] = [
+        &|| assert_eq!(store.put(b"kept").unwrap(), digest),
+        &|| assert_eq!(store.put_named(&[b"kept"], &[Some(digest)], &Monitor::new()).unwrap(), [digest]),
+        &|| assert!(store.keep(&digest).unwrap()),
+        &|| assert_eq!(store.keep_many(&[digest]).unwrap(), [true]),
+    ];
+    for find in finds {
+        age(RENEW_AFTER * 2);
+        find();
+        assert!(modified().elapsed().unwrap() < RENEW_AFTER / 2);
+    }
     age(RENEW_AFTER * 2);
-    store.put(b"kept").unwrap();
-    assert!(modified().elapsed().unwrap() < RENEW_AFTER / 2);
+    assert!(store.has(&digest).unwrap());
+    assert!(modified().elapsed().unwrap() > RENEW_AFTER, "a look alone");
 }
 
 #[test]
@@ -210,7 +224,7 @@ fn frames_land_as_they_came_and_lies_do_not() {
     let digests: Vec<Digest> = samples.iter().map(|sample| source.put(sample).unwrap()).collect();
     let frames: Vec<Vec<u8>> = digests.iter().map(|digest| source.read_frame(digest).unwrap()).collect();
     let items: Vec<(Digest, &[u8])> = digests.iter().copied().zip(frames.iter().map(Vec::as_slice)).collect();
-    assert_eq!(store.land_frames(&items[..2]).unwrap(), 2);
+    assert_eq!(store.land_frames(&items[..2], &Monitor::new()).unwrap(), 2);
     let files: Vec<(Digest, PathBuf)> = digests.iter().map(|digest| (*digest, source.blob_path(digest))).collect();
     let monitor = Monitor::new();
     let (fresh, bytes) = store.import_files(&files, &monitor).unwrap();
@@ -221,13 +235,58 @@ fn frames_land_as_they_came_and_lies_do_not() {
     assert_eq!(store.import_files(&files, &monitor).unwrap(), (0, 0));
 
     let lie = digest::hash(Algorithm::Sha256, b"something else");
-    let error = store.land_frames(&[items[0], (lie, items[1].1)]).unwrap_err();
+    let error = store.land_frames(&[items[0], (lie, items[1].1)], &Monitor::new()).unwrap_err();
     assert!(matches!(&error, Error::At { index: 1, .. }) && error.code() == "integrity", "{error}");
     let error = store.import_files(&[(lie, files[1].1.clone())], &monitor).unwrap_err();
     assert!(error.code() == "integrity" && error.to_string().contains(&lie.to_string()), "{error}");
     let error = store.import_files(&[(lie, there.path().join("nothing"))], &monitor).unwrap_err();
     assert_eq!(error.code(), "blob_not_found");
     assert!(!store.has(&lie).unwrap());
+}
+
+#[test]
+fn a_frame_that_was_replaced_is_told_from_a_corrupt_one() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let digests = store.put_many(&[b"abc", b"abcd"]).unwrap();
+    let mut frames: Vec<Vec<u8>> = store.frame_lens(&digests).unwrap().into_iter().map(|len| vec![0; len]).collect();
+    let encoding = Encoding::new(Codec::Store, 1).unwrap();
+    let other = [b"ab", b"cd"].map(|part| encoding.encode(part).into_vec()).concat();
+    fs::write(store.blob_path(&digests[1]), &other).unwrap();
+    let items = digests.iter().zip(frames.iter_mut().map(Vec::as_mut_slice)).map(|(digest, frame)| (*digest, move || frame)).collect();
+    let failed = store.read_frames(items, &Monitor::new());
+    assert!(matches!(failed[..], [(1, Error::Changed { .. })]), "{failed:?}");
+    assert_eq!(frames[0], store.read_frame(&digests[0]).unwrap());
+    assert_eq!(store.read_frame(&digests[1]).unwrap(), other);
+}
+
+#[test]
+fn files_that_are_too_many_to_be_held_together_are_imported_in_turns() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = DirStore::open(there.path(), None, options(Codec::Store, Durability::None)).unwrap();
+    let store = DirStore::open(here.path(), None, options(Codec::Auto, Durability::Group)).unwrap();
+    let contents: Vec<Vec<u8>> = (0..9_u8).map(|n| vec![n; 9_000_000 + 1_000_000 * usize::from(n)]).collect();
+    let digests: Vec<Digest> = contents.iter().map(|content| source.put(content).unwrap()).collect();
+    let mut files: Vec<(Digest, PathBuf)> = digests.iter().map(|digest| (*digest, source.blob_path(digest))).collect();
+    let good = fs::read(&files[6].1).unwrap();
+    let mut bad = good.clone();
+    bad[1_000_000] ^= 1;
+    fs::write(&files[6].1, &bad).unwrap();
+    let error = store.import_files(&files, &Monitor::new()).unwrap_err();
+    assert!(
+        matches!(&error, Error::At { index: 6, source } if matches!(&**source, Error::Integrity { path: Some(path), .. } if *path == files[6].1)),
+        "{error:?}"
+    );
+    assert!(!store.has(&digests[6]).unwrap());
+    fs::write(&files[6].1, &good).unwrap();
+    let monitor = Monitor::new();
+    store.import_files(&files, &monitor).unwrap();
+    assert_eq!(monitor.counts().0, 9);
+    for (digest, content) in digests.iter().zip(&contents) {
+        assert_eq!(store.get(digest).unwrap(), *content);
+    }
+    files.truncate(1);
+    assert_eq!(store.import_files(&files, &Monitor::new()).unwrap(), (0, 0));
 }
 
 #[test]
@@ -264,6 +323,11 @@ fn a_cancelled_call_stops() {
     let failed = store.read_opened([Ok((reader, &mut [0][..]))].into_iter(), &monitor);
     assert!(matches!(failed[..], [(0, Error::Cancelled)]));
     store.put(b"x").unwrap();
+    let frame = &mut [0; 10][..];
+    assert_eq!(store.frame_lens(&[digest]).unwrap(), [frame.len()]);
+    assert!(matches!(store.read_frames(vec![(digest, || frame)], &monitor)[..], [(0, Error::Cancelled)]));
+    assert!(matches!(store.check_blob(&digest, &monitor), Err(Error::Cancelled)));
+    assert!(matches!(store.land_frames(&[(digest, b"")], &monitor), Err(Error::Cancelled)));
     assert!(matches!(store.import_files(&[(digest, store.blob_path(&digest))], &monitor), Err(Error::Cancelled)));
 }
 
@@ -288,6 +352,10 @@ fn descriptions_are_obeyed() {
         fs::write(path.join("pfimg.json"), document).unwrap();
         let error = refused(None);
         assert!(error.code() == "format" && error.to_string().contains(word), "{error}");
+        // A handle that was open before finds out when it misses something.
+        let error = store.get(&digest::hash(Algorithm::Blake3, b"absent")).unwrap_err();
+        assert!(error.code() == "format" && error.to_string().contains(word), "{error}");
+        assert_eq!(store.get(&digest).unwrap(), b"x");
     }
 }
 

@@ -1,0 +1,254 @@
+//! Stored frames as they are, for transfers: what is sent is what is stored, after it was verified.
+//!
+//! A task verifies a few frames together, so that their contents fill the lanes of a kernel. The content of a stored frame of one block is
+//! hashed where it lies in the frame; others are decoded into memory that the thread keeps.
+
+use std::cell::RefCell;
+use std::io::IoSliceMut;
+use std::mem;
+use std::sync::atomic::Ordering;
+
+use rayon::prelude::*;
+
+use super::BlobStore;
+use super::dir::DirStore;
+use super::put::{Batch, TASK_BLOBS};
+use super::read::{BlobReader, StreamError, hash_content, streamed_too_large, too_large, undecodable};
+use crate::codec::{self, DecodeError, Form};
+use crate::digest::{self, Algorithm, Digest};
+use crate::error::{Error, Result};
+use crate::io::Cached;
+use crate::pool::{self, Monitor};
+use crate::{io, limits};
+
+/// Content bytes that a thread decodes before it hashes them together. A content that has more is decoded and hashed piece by piece.
+const DECODED_BYTES: usize = 32 << 20;
+
+impl DirStore {
+    /// Bytes of the frames as they are stored; none is read.
+    ///
+    /// # Errors
+    /// [`Error::BlobNotFound`], at its index.
+    pub fn frame_sizes(&self, digests: &[Digest]) -> Result<Vec<u64>> {
+        let batch = Batch::new(self, digests.len());
+        let size = |(index, digest): (usize, &Digest)| {
+            let found = self.find_file(&batch, digest).and_then(|found| found.ok_or_else(|| self.absent(digest)));
+            found.map(|(_, len)| len).map_err(|error| error.at(index))
+        };
+        pool::install(|| digests.par_iter().enumerate().with_min_len(64).map(size).collect())
+    }
+
+    /// The same for frames that are to be read into memory.
+    ///
+    /// # Errors
+    /// Also [`Error::Limit`] for a frame that is larger than that of any blob of [`limits::BLOB_IN_MEMORY_BYTES`] need be, at its index.
+    pub fn frame_lens(&self, digests: &[Digest]) -> Result<Vec<usize>> {
+        let most = codec::stored_len(limits::BLOB_IN_MEMORY_BYTES);
+        let len = |(index, size)| match usize::try_from(size) {
+            Ok(len) if size <= most => Ok(len),
+            _ => Err(too_large(&digests[index]).at(index)),
+        };
+        self.frame_sizes(digests)?.into_iter().enumerate().map(len).collect()
+    }
+
+    /// Those of the blobs that lie in float frames. Where the store has none, nothing is looked at.
+    pub fn float_blobs(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        if !self.look_for_floats()? {
+            return Ok(Vec::new());
+        }
+        let batch = Batch::new(self, digests.len());
+        let float = |(index, digest): (usize, &Digest)| match self.find_file(&batch, digest) {
+            Ok(found) => found.filter(|(form, _)| *form == Form::Float).map(|_| Ok(*digest)),
+            Err(error) => Some(Err(error.at(index))),
+        };
+        pool::install(|| digests.par_iter().enumerate().with_min_len(64).filter_map(float).collect())
+    }
+
+    /// Reads frames as they are stored and verifies them; returns what failed, in order. Each goes into the memory that is asked for when its
+    /// turn comes, which has the length that [`DirStore::frame_lens`] told.
+    ///
+    /// What failed may be [`Error::Changed`]: a frame of another length has taken the place of the one that was there.
+    pub fn read_frames<'a, M>(&self, items: Vec<(Digest, M)>, monitor: &Monitor) -> Vec<(usize, Error)>
+    where
+        M: FnOnce() -> &'a mut [u8] + Send,
+    {
+        let batch = Batch::new(self, items.len());
+        let share = pool::share(items.len(), TASK_BLOBS);
+        let task = |(task, items): (usize, Vec<(Digest, M)>)| {
+            let failed = self.read_few_frames(&batch, items, monitor);
+            failed.into_iter().map(move |(index, error)| (task * share + index, error))
+        };
+        pool::install(|| items.into_par_iter().chunks(share).enumerate().flat_map_iter(task).collect())
+    }
+
+    fn read_few_frames<'a, M>(&self, batch: &Batch<'_>, items: Vec<(Digest, M)>, monitor: &Monitor) -> Vec<(usize, Error)>
+    where
+        M: FnOnce() -> &'a mut [u8],
+    {
+        let mut failed = Vec::new();
+        let mut wait = Vec::new();
+        let mut read = Vec::with_capacity(items.len());
+        for (index, (digest, memory)) in items.into_iter().enumerate() {
+            let open = || {
+                monitor.check()?;
+                let mut reader = self.open_blob_for(batch, &digest)?;
+                let (len, frame) = (reader.file_len()?, memory());
+                if len != frame.len() as u64 {
+                    return Err(Error::Changed { path: reader.path(), reason: format!("its frame has {len} bytes, not {}", frame.len()) });
+                }
+                Ok((reader.fill_cached_frame(frame)?, reader, frame))
+            };
+            match open() {
+                Ok((true, reader, frame)) => read.push((index, reader, &*frame)),
+                Ok((false, reader, frame)) => wait.push((index, reader, frame)),
+                Err(error) => failed.push((index, error)),
+            }
+        }
+        // All that is not in memory has been asked for by now, so that the disk has many requests at once.
+        for (index, reader, frame) in wait {
+            match monitor.check().and_then(|()| reader.fill_frame(frame)) {
+                Ok(()) => read.push((index, reader, &*frame)),
+                Err(error) => failed.push((index, error)),
+            }
+        }
+        let frames: Vec<(Form, &[u8])> = read.iter().map(|(_, reader, frame)| (reader.form, *frame)).collect();
+        for ((index, reader, frame), found) in read.iter().zip(frame_digests(&frames, self.algorithm())) {
+            let accepted = reader.accept_frame(found).and_then(|()| monitor.advance(1, frame.len() as u64));
+            failed.extend(accepted.err().map(|error| (*index, error)));
+        }
+        failed.sort_unstable_by_key(|(index, _)| *index);
+        failed
+    }
+
+    /// Verifies a blob of any size, piece by piece; returns the bytes of its frame.
+    ///
+    /// # Errors
+    /// [`Error::BlobNotFound`], [`Error::Integrity`].
+    pub fn check_blob(&self, digest: &Digest, monitor: &Monitor) -> Result<u64> {
+        let mut reader = self.open_blob_for(&Batch::new(self, 1), digest)?;
+        let len = reader.file_len()?;
+        let go_on = &mut |piece: &[u8]| monitor.advance(0, piece.len() as u64).map_err(std::io::Error::other);
+        match hash_content(reader.form, &reader.file, self.algorithm(), go_on) {
+            Err(StreamError::Write(_)) => Err(Error::Cancelled),
+            found => reader.accept_frame(found.map(|(found, _)| found)).map(|()| len),
+        }
+    }
+}
+
+impl BlobReader<'_> {
+    /// Fills `frame` if that needs no waiting for the disk, which is asked for the file otherwise.
+    fn fill_cached_frame(&self, frame: &mut [u8]) -> Result<bool> {
+        if self.store.tells_cached.load(Ordering::Relaxed) {
+            match io::read_cached_at(&self.file, &mut [IoSliceMut::new(frame)], 0).map_err(|error| self.io(error))? {
+                Cached::Bytes(n) if n == frame.len() => return Ok(true),
+                Cached::Bytes(_) | Cached::Nothing => {
+                    io::read_ahead(&self.file);
+                    return Ok(false);
+                }
+                Cached::Unknown => self.store.tells_cached.store(false, Ordering::Relaxed),
+            }
+        }
+        self.fill_frame(frame)?;
+        Ok(true)
+    }
+
+    fn fill_frame(&self, frame: &mut [u8]) -> Result<()> {
+        let n = io::read_vectored_at(&self.file, &mut [IoSliceMut::new(frame)], 0).map_err(|error| self.io(error))?;
+        if n == frame.len() { Ok(()) } else { Err(self.condemn(&format!("its file ends after {n} bytes"))) }
+    }
+
+    /// Settles what a frame was found to hold.
+    pub(super) fn accept_frame(&self, found: Result<Digest, StreamError>) -> Result<()> {
+        match found {
+            Ok(found) if found == self.digest => Ok(()),
+            Ok(found) => Err(self.condemn(&format!("its bytes hash to {found}"))),
+            Err(StreamError::Malformed(reason)) => Err(self.condemn(&undecodable(&reason))),
+            Err(StreamError::TooLarge) => Err(streamed_too_large(&self.digest)),
+            Err(StreamError::Read(error) | StreamError::Write(error)) => Err(self.io(error)),
+        }
+    }
+}
+
+/// A content that is about to be hashed.
+enum Content<'a> {
+    /// In memory.
+    Plain(&'a [u8]),
+    /// To be decoded, to so many bytes.
+    Coded(usize),
+    /// Too long for that, or of a length that its frame does not tell.
+    Streamed,
+    Failed(StreamError),
+}
+
+impl<'a> Content<'a> {
+    fn of(form: Form, frame: &'a [u8]) -> Self {
+        if form == Form::Zstd
+            && let Some(content) = codec::stored_block(frame)
+        {
+            return Self::Plain(content);
+        }
+        match form.content_len(frame) {
+            Ok(len) => len.and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= DECODED_BYTES).map_or(Self::Streamed, Self::Coded),
+            Err(error) => Self::Failed(error.into()),
+        }
+    }
+
+    /// Bytes that it is to be decoded to.
+    const fn coded(&self) -> usize {
+        if let Self::Coded(len) = self { *len } else { 0 }
+    }
+}
+
+impl From<DecodeError> for StreamError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Malformed(reason) => Self::Malformed(reason),
+            DecodeError::TooLarge => Self::TooLarge,
+        }
+    }
+}
+
+/// The digests of the contents of frames in memory, hashed together.
+pub(super) fn frame_digests(frames: &[(Form, &[u8])], algorithm: Algorithm) -> Vec<Result<Digest, StreamError>> {
+    thread_local!(static DECODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+    let mut digests = Vec::with_capacity(frames.len());
+    DECODED.with_borrow_mut(|memory| {
+        while digests.len() < frames.len() {
+            digests.extend(first_digests(&frames[digests.len()..], algorithm, memory));
+        }
+    });
+    digests
+}
+
+/// The same for at least the first of them, and as many as can be decoded into `memory` together.
+fn first_digests(frames: &[(Form, &[u8])], algorithm: Algorithm, memory: &mut Vec<u8>) -> Vec<Result<Digest, StreamError>> {
+    if memory.is_empty() {
+        // Takes no memory before it is filled.
+        *memory = vec![0; DECODED_BYTES];
+    }
+    let mut bytes = 0;
+    let fits = |content: &Content<'_>| {
+        bytes += content.coded();
+        bytes <= DECODED_BYTES
+    };
+    let mut contents: Vec<Content<'_>> = frames.iter().map(|(form, frame)| Content::of(*form, frame)).take_while(fits).collect();
+    let mut free = &mut memory[..];
+    for (content, (form, frame)) in contents.iter_mut().zip(frames) {
+        if let Content::Coded(len) = *content {
+            let (out, rest) = mem::take(&mut free).split_at_mut(len);
+            free = rest;
+            *content = match form.decode_into(frame, out) {
+                Ok(()) => Content::Plain(out),
+                Err(error) => Content::Failed(error.into()),
+            };
+        }
+    }
+    let plain: Vec<&[u8]> = contents.iter().filter_map(|content| if let Content::Plain(bytes) = content { Some(*bytes) } else { None }).collect();
+    let mut hashed = digest::hash_many(algorithm, &plain).into_iter();
+    let settle = |(content, (form, frame)): (Content<'_>, &(Form, &[u8]))| match content {
+        Content::Plain(_) => Ok(hashed.next().expect("one for each")),
+        Content::Failed(error) => Err(error),
+        Content::Coded(_) | Content::Streamed => hash_content(*form, *frame, algorithm, &mut |_| Ok(())).map(|(digest, _)| digest),
+    };
+    contents.into_iter().zip(frames).map(settle).collect()
+}
