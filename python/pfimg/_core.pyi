@@ -1,6 +1,6 @@
 """The Rust core, as Python sees it. Users import these names from `pfimg`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final, overload
 
@@ -12,6 +12,12 @@ __all__ = [
     "AgentInfo",
     "CacheLayer",
     "CacheMeta",
+    "CarBlocks",
+    "CarFrame",
+    "CarFrames",
+    "CarPart",
+    "CarPlan",
+    "CarReader",
     "EffectsLayer",
     "Entries",
     "FsTree",
@@ -21,13 +27,17 @@ __all__ = [
     "Manifest",
     "MemoryStore",
     "ModelLayer",
+    "PackIndex",
     "Page",
+    "PageArena",
     "PageManifest",
     "Pages",
     "Store",
     "TraceLayer",
     "WorldLayer",
     "__version__",
+    "car_cid_of",
+    "car_node",
     "decode_frame",
     "digest_of",
     "digests_of",
@@ -45,6 +55,8 @@ def digest_of(data: Buffer) -> str: ...
 def digests_of(buffers: Any, *, algorithm: str = "sha256") -> list[str]: ...
 def encode_frame(data: Buffer, *, codec: str = "auto", level: int = 1) -> bytes: ...
 def decode_frame(frame: Buffer, *, expect: str | None = None) -> bytes: ...
+def car_cid_of(data: Buffer) -> str: ...
+def car_node(cid: str, data: Buffer) -> tuple[Literal["file", "directory", "shard"], int | None, list[tuple[str, str, int]]]: ...
 def kernel() -> str: ...
 def kernels() -> list[str]: ...
 def threads() -> int: ...
@@ -255,6 +267,70 @@ class FsTree:
     @property
     def entries(self) -> Entries: ...
 
+@final
+class CarFrames:
+    """The frames of a store's blobs in one encoding, for a `CarPlan`."""
+
+    def __new__(cls, store: Store, codec: str) -> CarFrames: ...
+    def of(self, digests: Sequence[str]) -> dict[str, CarFrame]: ...
+
+@final
+class CarFrame:
+    """The frame of one blob; it is made as it is read, after its content was verified."""
+
+@final
+class CarPart:
+    """Blocks of a plan as a CAR."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+
+@final
+class CarPlan:
+    """What `pfimg.car.Plan` is made of; use that."""
+
+    def __new__(cls, entries: Sequence[tuple[str, StrPath | Buffer | CarFrame]]) -> CarPlan: ...
+    @property
+    def root(self) -> str: ...
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """CIDs and bytes of the contents, in the order of the entries."""
+    def upload(self, there: Sequence[str]) -> CarPart:
+        """What a service lacks that has these blocks: contents first, the root last."""
+    @property
+    def size(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+
+@final
+class CarReader:
+    """What `pfimg.car.Reader` is made of; use that."""
+
+    def __new__(cls) -> CarReader: ...
+    @property
+    def roots(self) -> list[str] | None: ...
+    def feed(self, data: Buffer) -> list[tuple[str, str, bytes]]: ...
+    def finish(self) -> None: ...
+
+@final
+class CarBlocks:
+    """What `pfimg.car.Blocks` is made of; use that. Links are names, CIDs and bytes."""
+
+    def __new__(cls) -> CarBlocks: ...
+    def add(self, cid: str, data: Buffer) -> None: ...
+    def feed(self, reader: CarReader, data: Buffer) -> None: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, cid: str, /) -> bool: ...
+    def __getitem__(self, cid: str, /) -> bytes: ...
+    def missing(self, cid: str) -> list[str]: ...
+    def entries(self, cid: str) -> list[tuple[str, str, int]]: ...
+    def find(self, cid: str, name: str) -> tuple[str, str, int] | None: ...
+    def read(self, cid: str) -> bytes: ...
+
 def manifest_blob_digests(manifest: Manifest) -> list[str]: ...
 def transitive_blob_digests(manifest: Manifest, store: BlobStore) -> list[str]: ...
 
@@ -267,6 +343,61 @@ class MemoryStore:
     def get(self, digest: str) -> bytes: ...
     def has(self, digest: str) -> bool: ...
     def physical_bytes(self) -> int: ...
+
+@final
+class PageArena:
+    """Page slots in mapped memory. A page is hashed while it is copied in, and verified while it is copied out."""
+
+    def __new__(cls, path: StrPath | None, *, page_bytes: int, capacity_bytes: int, digest: str = "sha256") -> PageArena: ...
+    @staticmethod
+    def attach(path: StrPath) -> PageArena: ...
+    @property
+    def path(self) -> Path | None: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    def put_many(self, buffers: Any, *, digests: Sequence[str] | None = None) -> list[str]: ...
+    @overload
+    def get_many(self, digests: Sequence[str], *, out: Any, errors: Literal["raise"] = "raise") -> None: ...
+    @overload
+    def get_many(self, digests: Sequence[str], *, out: Any, errors: Literal["mask"]) -> list[bool]: ...
+    def has_many(self, digests: Sequence[str]) -> list[bool]: ...
+    def pin(self, digests: Sequence[str]) -> list[bool]: ...
+    def unpin(self, digests: Sequence[str]) -> list[bool]: ...
+    def remove(self, digests: Sequence[str]) -> list[bool]: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> PageArena: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+@final
+class PackIndex:
+    """Where the frames of blobs lie in packs. Nothing it says is trusted: `land_frames` hashes what is cut out of a pack."""
+
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    @staticmethod
+    def of(pack: str, digests: Sequence[str], lengths: Sequence[int]) -> PackIndex:
+        """The index of one pack: its name, its blobs and the bytes of their frames, in order."""
+    @staticmethod
+    def from_bytes(data: Buffer) -> PackIndex: ...
+    def to_bytes(self) -> bytes: ...
+    @staticmethod
+    def join(indexes: Sequence[PackIndex]) -> PackIndex:
+        """The packs of several indexes in one, in order; one that several describe is there once, as the first of them does."""
+    @property
+    def packs(self) -> list[tuple[str, int, int]]:
+        """Name (SHA-256 as 64 hexadecimal digits), bytes and number of blobs of each pack."""
+    def __len__(self) -> int:
+        """Number of blobs, in all packs together."""
+    def locate(self, digests: Sequence[str]) -> list[tuple[str, int, int] | None]:
+        """Pack, offset and length of each blob's frame, in the first pack that has it; None where none has."""
+    def covering(self, digests: Sequence[str]) -> list[str]:
+        """The packs that `locate` would tell, in order."""
+    def only(self, packs: Sequence[str]) -> PackIndex:
+        """The same without all packs but these; one that is not there does no harm."""
 
 @disjoint_base
 class Store:
@@ -281,7 +412,9 @@ class Store:
         level: int = 1,
         durability: str = "group",
         blobs: BlobStore | None = None,
-    ) -> Self: ...
+        published: bool = False,
+    ) -> Self:
+        """With `published`, only frames of the published format are seen and written: for directories that others read."""
     @property
     def root(self) -> Path: ...
     @property
@@ -394,9 +527,19 @@ class Store:
     def documents(self, manifest: Manifest, *, layers: Sequence[str] | None = None) -> list[str]:
         """The layer blobs that a walk has to read: tree, page manifest, process table, model difference."""
     def blob_path(self, digest: str) -> Path | None:
-        """Where the stored frame lies; None when it is not there or the blobs are not in a directory."""
+        """Where the stored frame lies, a float frame if its suffix is `.fpl`; None when it is not there, or in no directory."""
+    def float_blobs(self, digests: Sequence[str]) -> list[str]:
+        """Those of the blobs that lie in float frames; none is read."""
+    def require_features(self, features: Sequence[str]) -> None:
+        """Makes sure that the directory's description lists features; FormatError for one that is not known."""
     def read_frame(self, digest: str) -> bytes:
         """The stored frame as it is (verified against the digest); encoded on the spot when the blobs are not in a directory."""
+    def read_frames(self, digests: Sequence[str]) -> list[bytes]:
+        """The same for many, read and verified by all threads. Errors carry `.index`; LimitExceeded for a frame above 1 GiB."""
+    def frame_sizes(self, digests: Sequence[str]) -> list[int]:
+        """Bytes of the frames that `read_frames` gives; stored ones are not read for that. Errors carry `.index`."""
+    def check_blob(self, digest: str) -> int:
+        """Verifies one blob of any size without holding it in memory; returns the bytes of its frame."""
     def encode_frames(self, digests: Sequence[str], *, codec: str) -> list[bytes]:
         """Blobs as frames of another encoding at the store's level, verified and made in parallel. Errors carry `.index`."""
     def land_frames(self, items: Sequence[tuple[str, Buffer]]) -> int:

@@ -127,7 +127,32 @@ impl Blobs {
     pub fn frame(&self, digest: &Digest, encoding: Encoding) -> pfimg_core::Result<Vec<u8>> {
         match self {
             Self::Directory(store) => store.read_frame(digest),
-            Self::Elsewhere(store) => Ok(encoding.encode(&store.get(digest)?).into_vec()),
+            Self::Elsewhere(store) => Ok(encoding.published().encode(&store.get(digest)?).into_vec()),
+        }
+    }
+
+    /// Many stored frames as new objects, verified; made where none are stored.
+    pub fn frames<'py>(&self, py: Python<'py>, digests: &[Digest], encoding: Encoding) -> Result<Vec<Bound<'py, PyBytes>>> {
+        let frames: Vec<Content> = work::run(py, None, |monitor| match self {
+            Self::Directory(store) => read_frames(store, digests, monitor),
+            Self::Elsewhere(_) => Ok(self.encoded(digests, encoding, monitor)?.into_iter().map(Content::Read).collect()),
+        })?;
+        frames.into_iter().map(|frame| frame.finish(py)).collect()
+    }
+
+    /// Bytes of the frames that [`Blobs::frames`] gives.
+    pub fn frame_sizes(&self, digests: &[Digest], encoding: Encoding, monitor: &Monitor) -> pfimg_core::Result<Vec<u64>> {
+        match self {
+            Self::Directory(store) => store.frame_sizes(digests),
+            Self::Elsewhere(_) => Ok(self.encoded(digests, encoding, monitor)?.iter().map(|frame| frame.len() as u64).collect()),
+        }
+    }
+
+    /// Verifies a blob; returns the bytes of its frame.
+    pub fn check(&self, digest: &Digest, encoding: Encoding, monitor: &Monitor) -> pfimg_core::Result<u64> {
+        match self {
+            Self::Directory(store) => store.check_blob(digest, monitor),
+            Self::Elsewhere(_) => self.frame(digest, encoding).map(|frame| frame.len() as u64),
         }
     }
 
@@ -144,7 +169,7 @@ impl Blobs {
     /// Stores frames that came from elsewhere; returns how many were new.
     pub fn land(&self, items: &[(Digest, &[u8])], monitor: &Monitor) -> pfimg_core::Result<u64> {
         match self {
-            Self::Directory(store) => store.land_frames(items),
+            Self::Directory(store) => store.land_frames(items, monitor),
             Self::Elsewhere(store) => {
                 let mut new = 0;
                 for (index, (digest, frame)) in items.iter().enumerate() {
@@ -225,9 +250,9 @@ impl Content {
 /// A blob that is about to be read, and the object that was reserved for it.
 type Opened<'a> = (BlobReader<'a>, Option<NewBytes>);
 
-/// Makes the object for what will be read where its length is certain; what is compressed may announce any length.
+/// Makes the object for what will be read where its length is plausible; what is compressed may announce any length.
 fn reserve<'a>(py: Python<'_>, reader: BlobReader<'a>) -> pfimg_core::Result<Opened<'a>> {
-    let len = reader.len().filter(|_| reader.is_stored()).and_then(|len| usize::try_from(len).ok());
+    let len = reader.len().filter(|_| reader.is_plausible()).and_then(|len| usize::try_from(len).ok());
     match len.map(|len| NewBytes::new(py, len)).transpose() {
         Ok(place) => Ok((reader, place)),
         Err(error) => Err(Error::Foreign(Box::new(error))),
@@ -298,4 +323,23 @@ fn read_few(
         });
     }
     contents.into_iter().map(|content| content.expect("each was opened, or failed to be")).collect()
+}
+
+/// Reads stored frames, each straight into its object.
+fn read_frames(store: &DirStore, digests: &[Digest], monitor: &Monitor) -> pfimg_core::Result<Vec<Content>> {
+    monitor.expect(digests.len() as u64);
+    let lens = store.frame_lens(digests)?;
+    let mut places: Vec<NewBytes> = Python::attach(|_| lens.into_iter().map(NewBytes::attached).collect::<pfimg_core::Result<_>>())?;
+    let parts = places.iter_mut().map(NewBytes::whole);
+    let items = digests.iter().zip(parts).map(|(digest, part)| (*digest, move || part.zeroed())).collect();
+    let failed = store.read_frames(items, monitor);
+    let mut frames: Vec<Content> = places.into_iter().map(Content::Placed).collect();
+    for (index, error) in failed {
+        frames[index] = match error {
+            // Of another length than before: it was replaced meanwhile.
+            Error::Changed { .. } => Content::Read(store.read_frame(&digests[index]).map_err(|error| error.at(index))?),
+            error => return Err(error.at(index)),
+        };
+    }
+    Ok(frames)
 }

@@ -49,6 +49,7 @@ pub fn names(digests: Vec<Digest>) -> Vec<PyDigest> {
 /// The SHA-256 digest of a buffer, as `sha256:<64 hex>`.
 #[pyfunction]
 pub fn digest_of(py: Python<'_>, data: &Bound<'_, PyAny>) -> Result<PyDigest> {
+    digest::kernel()?;
     let data = Buffer::of(data, "data")?;
     Ok(PyDigest(work::compute(py, data.bytes().len(), || digest::hash(Algorithm::Sha256, data.bytes()))))
 }
@@ -57,6 +58,7 @@ pub fn digest_of(py: Python<'_>, data: &Bound<'_, PyAny>) -> Result<PyDigest> {
 #[pyfunction]
 #[pyo3(signature = (buffers, *, algorithm = "sha256"))]
 pub fn digests_of(py: Python<'_>, buffers: &Bound<'_, PyAny>, algorithm: &str) -> Result<Vec<PyDigest>> {
+    digest::kernel()?;
     let algorithm: Algorithm = algorithm.parse()?;
     let batch = Batch::of(buffers, "buffers", "use digest_of")?;
     let blobs = batch.blobs();

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use pfimg_core::codec::{self, DecodeError, Encoding};
+use pfimg_core::codec::{DecodeError, Encoding, Form};
 use pfimg_core::{Digest, Error, digest, limits};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -12,7 +12,8 @@ use crate::digests::PyDigest;
 use crate::errors::Result;
 use crate::work;
 
-/// Encodes a blob as one standard zstd frame, as a store with this codec and level would write it.
+/// Encodes a blob as one frame, as a store with this codec and level would write it: a standard zstd frame, or with codec `float` a float frame
+/// where that pays.
 #[pyfunction]
 #[pyo3(signature = (data, *, codec = "auto", level = 1))]
 pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str, level: i32) -> Result<Bound<'py, PyBytes>> {
@@ -25,7 +26,7 @@ pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str,
     })?)
 }
 
-/// The content of any standard zstd frames, of at most 1 GiB. With `expect`, content that does not hash to it is an `IntegrityError`.
+/// The content of any standard zstd frames, or of a float frame, of at most 1 GiB. With `expect`, content that does not hash to it is an `IntegrityError`.
 #[pyfunction]
 #[pyo3(signature = (frame, *, expect = None))]
 pub fn decode_frame<'py>(py: Python<'py>, frame: &Bound<'py, PyAny>, expect: Option<PyDigest>) -> Result<Bound<'py, PyBytes>> {
@@ -37,8 +38,9 @@ pub fn decode_frame<'py>(py: Python<'py>, frame: &Bound<'py, PyAny>, expect: Opt
 
 /// The content of frames, checked against its digest if one is given.
 pub fn decode(frame: &[u8], expect: Option<&Digest>) -> pfimg_core::Result<Vec<u8>> {
-    let content = codec::decode(frame, limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
+    let content = Form::of(frame).decode(frame, limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
     if let Some(expect) = expect {
+        digest::kernel()?;
         let found = digest::hash(expect.algorithm(), &content);
         if found != *expect {
             return Err(Error::integrity(expect, format!("the frame's content hashes to {found}")));

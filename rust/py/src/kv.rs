@@ -47,7 +47,7 @@ impl NewPages<'_> {
             self.describe(&vec![nothing; 2 * k.len()])?;
             let pages: Vec<&[u8]> = k.into_iter().chain(v).collect();
             let half = pages.len() / 2;
-            let digests = blobs.put_named(&pages, &vec![None; pages.len()], monitor).map_err(|error| match error {
+            let digests = blobs.put_floats(&pages, self.meta.dtype.width(), monitor).map_err(|error| match error {
                 Error::At { index, source } => source.at(index % half),
                 other => other,
             })?;

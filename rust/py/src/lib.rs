@@ -1,8 +1,10 @@
 //! `pfimg._core`: the core as Python sees it. Every function here extracts, detaches, calls the core and converts; nothing else.
 #![expect(clippy::needless_pass_by_value, reason = "arguments from Python are extracted into values")]
 
+mod arena;
 mod blobs;
 mod buffers;
+mod car;
 mod digests;
 mod documents;
 mod errors;
@@ -13,6 +15,7 @@ mod kv;
 mod logging;
 mod memory;
 mod new_bytes;
+mod packs;
 mod store;
 mod upkeep;
 mod work;
@@ -22,6 +25,10 @@ mod work;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::arena::PageArena;
+    #[pymodule_export]
+    use crate::car::{CarBlocks, CarFrame, CarFrames, CarPart, CarPlan, CarReader, car_cid_of, car_node};
     #[pymodule_export]
     use crate::digests::{digest_of, digests_of, kernel, kernels};
     #[pymodule_export]
@@ -39,6 +46,8 @@ mod _core {
     #[pymodule_export]
     use crate::memory::MemoryStore;
     #[pymodule_export]
+    use crate::packs::PyPackIndex;
+    #[pymodule_export]
     use crate::store::Store;
     #[pymodule_export]
     use crate::work::threads;
@@ -50,8 +59,6 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::logging::install();
-        // Whatever hashes takes this for granted.
-        kernel()?;
         crate::documents::make_sequence(&module.getattr("Pages")?)?;
         crate::documents::make_sequence(&module.getattr("Entries")?)
     }

@@ -20,6 +20,7 @@ impl MemoryStore {
     #[new]
     #[pyo3(signature = (*, digest = "sha256"))]
     fn new(digest: &str) -> Result<Self> {
+        pfimg_core::digest::kernel()?;
         Ok(Self(Arc::new(pfimg_core::MemoryStore::new(digest.parse()?))))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pfimg_core::capture::{self, CaptureOptions};
-use pfimg_core::codec::Encoding;
+use pfimg_core::codec::{Codec, Encoding};
 use pfimg_core::restore::{self, RestoreOptions};
 use pfimg_core::store::{GRACE, Options};
 use pfimg_core::walk::{self, Selection};
@@ -38,6 +38,11 @@ fn selection(layers: Option<Vec<String>>, ixs: Option<Vec<u64>>) -> Result<Selec
 }
 
 impl Store {
+    /// A codec with the store's level.
+    pub fn encoding_as(&self, codec: Codec) -> Encoding {
+        Encoding { codec, ..self.encoding }
+    }
+
     /// A store whose directory holds images and pins only.
     fn elsewhere(root: &Path, digest: Option<Algorithm>, encoding: Encoding, blobs: &Bound<'_, PyAny>) -> Result<Self> {
         let blobs = blob_store(blobs)?;
@@ -53,7 +58,8 @@ impl Store {
 #[pymethods]
 impl Store {
     #[new]
-    #[pyo3(signature = (path, *, digest = None, codec = "auto", level = 1, durability = "group", blobs = None))]
+    #[pyo3(signature = (path, *, digest = None, codec = "auto", level = 1, durability = "group", blobs = None, published = false))]
+    #[expect(clippy::too_many_arguments, reason = "options that are given by name")]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -62,9 +68,12 @@ impl Store {
         level: i32,
         durability: &str,
         blobs: Option<&Bound<'_, PyAny>>,
+        published: bool,
     ) -> Result<Self> {
+        // All that the store will hash takes this for granted.
+        pfimg_core::digest::kernel()?;
         let encoding = Encoding::new(codec.parse()?, level)?;
-        let options = Options { encoding, durability: durability.parse()? };
+        let options = Options { encoding, durability: durability.parse()?, published };
         let digest = digest.map(str::parse).transpose()?;
         if let Some(blobs) = blobs {
             return Self::elsewhere(&path, digest, encoding, blobs);
@@ -97,9 +106,9 @@ impl Store {
         self.blobs.get(py, &digest.0)
     }
 
-    /// Whether a blob is there; it is not read.
+    /// Whether a blob is there; it is not read. One that is old is as good as new for `gc` afterwards.
     fn has(&self, py: Python<'_>, digest: PyDigest) -> Result<bool> {
-        Ok(py.detach(|| self.blobs.any().has(&digest.0))?)
+        Ok(py.detach(|| self.blobs.any().keep(&digest.0))?)
     }
 
     /// Stores many blobs in parallel; returns their digests, in order.
@@ -153,10 +162,10 @@ impl Store {
         Ok(if errors == OnMiss::Mask { found.into_bound_py_any(py)? } else { py.None().into_bound(py) })
     }
 
-    /// Whether each blob is there; none is read.
+    /// Whether each blob is there; none is read. Those that are old are as good as new for `gc` afterwards.
     fn has_many(&self, py: Python<'_>, digests: Vec<PyDigest>) -> Result<Vec<bool>> {
         let digests = digests::digests(digests);
-        work::run(py, None, |_| self.blobs.any().has_many(&digests))
+        work::run(py, None, |_| self.blobs.any().keep_many(&digests))
     }
 
     /// What all blobs take as they are stored, in bytes.
@@ -329,11 +338,24 @@ impl Store {
         Ok(documents.iter().map(|document| PyDigest(*document.digest())).collect())
     }
 
-    /// Where a blob's frame lies; None when it is not there or the blobs are not in a directory.
+    /// Where a blob's frame lies, a float frame if its suffix is `.fpl`; None when it is not there or the blobs are not in a directory.
     fn blob_path(&self, py: Python<'_>, digest: PyDigest) -> Result<Option<PathBuf>> {
         let Blobs::Directory(store) = &self.blobs else { return Ok(None) };
-        let present = py.detach(|| self.blobs.any().has(&digest.0))?;
-        Ok(present.then(|| store.blob_path(&digest.0)))
+        Ok(py.detach(|| store.find_path(&digest.0))?)
+    }
+
+    /// Those of the blobs that lie in float frames; none is read.
+    fn float_blobs(&self, py: Python<'_>, digests: Vec<PyDigest>) -> Result<Vec<PyDigest>> {
+        let Blobs::Directory(store) = &self.blobs else { return Ok(Vec::new()) };
+        let digests = digests::digests(digests);
+        Ok(names(work::run(py, None, |_| store.float_blobs(&digests))?))
+    }
+
+    /// Makes sure that the directory's description lists features, on stable storage. Errors: `FormatError` for one that is not known.
+    fn require_features(&self, py: Python<'_>, features: Vec<String>) -> Result<()> {
+        let store = self.blobs.directory()?;
+        let features: Vec<&str> = features.iter().map(String::as_str).collect();
+        Ok(py.detach(|| store.require_features(&features))?)
     }
 
     /// A blob's frame as it is stored, verified; encoded on the spot when the blobs are not in a directory.
@@ -342,10 +364,27 @@ impl Store {
         Ok(PyBytes::new(py, &frame))
     }
 
+    /// The same for many, read and verified by all threads. Errors, each with `.index`: `BlobNotFound`, `IntegrityError`, and `LimitExceeded`
+    /// for a frame above 1 GiB.
+    fn read_frames<'py>(&self, py: Python<'py>, digests: Vec<PyDigest>) -> Result<Vec<Bound<'py, PyBytes>>> {
+        self.blobs.frames(py, &digests::digests(digests), self.encoding)
+    }
+
+    /// Bytes of the frames that `read_frames` gives. Stored ones are not read for that. Errors: `BlobNotFound` with `.index`.
+    fn frame_sizes(&self, py: Python<'_>, digests: Vec<PyDigest>) -> Result<Vec<u64>> {
+        let digests = digests::digests(digests);
+        work::run(py, None, |monitor| self.blobs.frame_sizes(&digests, self.encoding, monitor))
+    }
+
+    /// Verifies one blob of any size without holding it in memory; returns the bytes of its frame.
+    fn check_blob(&self, py: Python<'_>, digest: PyDigest) -> Result<u64> {
+        work::run(py, None, |monitor| self.blobs.check(&digest.0, self.encoding, monitor))
+    }
+
     /// Blobs as frames of another encoding at the store's level, verified and made in parallel. An error carries `.index`.
     #[pyo3(signature = (digests, *, codec))]
     fn encode_frames<'py>(&self, py: Python<'py>, digests: Vec<PyDigest>, codec: &str) -> Result<Vec<Bound<'py, PyBytes>>> {
-        let encoding = Encoding { codec: codec.parse()?, ..self.encoding };
+        let encoding = self.encoding_as(codec.parse()?);
         let digests = digests::digests(digests);
         let frames = work::run(py, None, |monitor| self.blobs.encoded(&digests, encoding, monitor))?;
         Ok(frames.iter().map(|frame| PyBytes::new(py, frame)).collect())
