@@ -12,7 +12,7 @@ Example:
 """
 
 # `registries` comes before whatever uses `transfer`: its transports are over `transfer`, which needs no more than its base.
-from pfimg import effects, environment, registries
+from pfimg import car, effects, environment, registries
 from pfimg._core import (
     AgentInfo,
     CacheLayer,
@@ -25,6 +25,7 @@ from pfimg._core import (
     MemoryStore,
     ModelLayer,
     Page,
+    PageArena,
     PageManifest,
     TraceLayer,
     WorldLayer,
@@ -34,11 +35,13 @@ from pfimg._core import (
     manifest_blob_digests,
     transitive_blob_digests,
 )
+from pfimg.cache import PageCache
 from pfimg.compat import checkout_filesystem, digest_of, merge, put_blob, read_blob, read_manifest, snapshot_filesystem
 from pfimg.errors import (
     BackendError,
     BadRef,
     BlobNotFound,
+    Conflict,
     FormatError,
     IntegrityError,
     LimitExceeded,
@@ -50,7 +53,11 @@ from pfimg.errors import (
     StoreOSError,
     UnsupportedScheme,
 )
+from pfimg.garbage import collect_garbage
 from pfimg.images import checkout, diff, snapshot
+from pfimg.keys import PublicKey, SigningKey
+from pfimg.page_index import CacheIdentity
+from pfimg.places import list_images, read_signature, remove_image
 from pfimg.registries import (
     FileRef,
     HfRef,
@@ -63,7 +70,7 @@ from pfimg.registries import (
     Transport,
     register_scheme,
 )
-from pfimg.signing import SigningKey, Trust
+from pfimg.signing import SignedManifest, Trust
 from pfimg.store import PfStore
 from pfimg.transfer import copy, exists, pull, push
 from pfimg.types import (
@@ -86,9 +93,11 @@ __all__ = [
     "BadRef",
     "BlobNotFound",
     "BlobStore",
+    "CacheIdentity",
     "CacheLayer",
     "CacheMeta",
     "Changes",
+    "Conflict",
     "EffectsLayer",
     "FileRef",
     "Finding",
@@ -110,10 +119,13 @@ __all__ = [
     "ModelLayer",
     "OciRef",
     "Page",
+    "PageArena",
+    "PageCache",
     "PageManifest",
     "PfStore",
     "PfimgError",
     "Progress",
+    "PublicKey",
     "PullReport",
     "PushReport",
     "Registry",
@@ -121,6 +133,7 @@ __all__ = [
     "RegistryTimeout",
     "S3Ref",
     "SignatureError",
+    "SignedManifest",
     "SigningKey",
     "StoreError",
     "StoreOSError",
@@ -132,8 +145,10 @@ __all__ = [
     "VerifyReport",
     "WorldLayer",
     "__version__",
+    "car",
     "checkout",
     "checkout_filesystem",
+    "collect_garbage",
     "copy",
     "diff",
     "digest_of",
@@ -142,6 +157,7 @@ __all__ = [
     "exists",
     "kernel",
     "kernels",
+    "list_images",
     "manifest_blob_digests",
     "merge",
     "pull",
@@ -149,8 +165,10 @@ __all__ = [
     "put_blob",
     "read_blob",
     "read_manifest",
+    "read_signature",
     "register_scheme",
     "registries",
+    "remove_image",
     "snapshot",
     "snapshot_filesystem",
     "transitive_blob_digests",

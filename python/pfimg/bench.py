@@ -35,7 +35,7 @@ DEFAULT_SIZE = 512 << 20
 DEFAULT_PAGE_BYTES = 64 << 10
 ROUNDS = 5
 """The first one only warms up."""
-CODECS = ("auto", "store", "zstd")
+CODECS = ("auto", "store", "zstd", "float")
 # Plain files and a durable store, then one store a codec.
 _COPIES = 2 + len(CODECS)
 _HEADROOM = 1.1  # directories, frame headers

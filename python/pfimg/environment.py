@@ -13,9 +13,9 @@ from pfimg.errors import FormatError
 
 REDACTED: Final = "<redacted>"
 
-# The reference's names, and those that it misses: SSH_KEY, AWS_ACCESS_KEY_ID and every other *_KEY and *_KEY_ID.
+# The reference's names, and those that it misses: passphrases, SSH_KEY, AWS_ACCESS_KEY_ID and every other *_KEY and *_KEY_ID.
 _SECRET_NAME: Final = re.compile(
-    r"(?:^|_)(?:token|secret|password|passwd|pwd|api_?key|auth|bearer)(?:_|$)|_key(?:_id)?$", re.IGNORECASE
+    r"(?:^|_)(?:token|secret|password|passphrase|passwd|pwd|api_?key|auth|bearer)(?:_|$)|_key(?:_id)?$", re.IGNORECASE
 )
 # `pwd` above is for passwords; these two hold directories.
 _DIRECTORIES: Final = frozenset({"PWD", "OLDPWD"})

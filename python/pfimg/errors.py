@@ -15,7 +15,8 @@
         ├── UnsupportedScheme
         ├── BadRef(ValueError)
         ├── BackendError(OSError)              .status, .retryable
-        │   └── RegistryTimeout(TimeoutError)
+        │   ├── RegistryTimeout(TimeoutError)
+        │   └── Conflict                       another image is there than was expected: .image
         └── SignatureError                     missing, untrusted or wrong signature
 
 Each is also the built-in (in parentheses) that callers may already catch. Each has a `.code`, a word for programs that does not
@@ -197,6 +198,30 @@ class RegistryTimeout(BackendError, TimeoutError):
     """A registry made no progress for too long."""
 
     code = "timeout"
+
+
+class Conflict(BackendError):
+    """Another image is there than the one that was to be replaced, so nothing was.
+
+    Attributes:
+        image: Id of the image that is there; None when there is none.
+    """
+
+    code = "conflict"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        image: str | None = None,
+        code: str | None = None,
+        digest: str | None = None,
+        path: str | PathLike[str] | None = None,
+        status: int | None = 412,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message, code=code, digest=digest, path=path, status=status, retryable=retryable)
+        self.image = image
 
 
 class SignatureError(RegistryError):

@@ -1,19 +1,31 @@
 """Signatures of manifests: who made an image, and whether that counts.
 
 A signature is a small JSON document beside the manifest, made over the manifest's bytes, and is checked before these are parsed.
-It is an HMAC-SHA256, so that whoever can check it can make it too: a key is shared among machines that trust one another. Without
-a key of one's own the public constant of the format is used. That proves nothing but that no byte was damaged, and is reported as
-`self-signed`, never as `verified`.
+It is of one of three kinds:
+
+- `hmac-sha256`: by a secret, which is shared among machines that trust one another: whoever can check it can make it too.
+  Without a secret of one's own the public constant of the format is used;
+- `ed25519` and `ecdsa-p256-sha256`: by the private half of a pair. The public half is in the document, but counts only where the
+  reader has it from elsewhere.
+
+A signature by the public constant, or by a pair of which the public half is known from the document alone, proves nothing but
+that no byte was damaged, and is reported as `self-signed`, never as `verified`.
 
 Which key counts is decided in this order:
 
 1. what the caller gives: `sign=`, `trust=`;
-2. `PF_{FILE,S3,IPFS,HF,OCI}_REG_SIGN_KEY`, each for its kind of registry: what it holds signs, and nothing else is accepted;
-3. the public key: it signs, and is accepted as `self-signed`.
+2. `PFIMG_TRUST`, a file of public keys: one of these must have signed what is pulled, from wherever;
+3. `PF_{FILE,S3,IPFS,HF,OCI}_REG_SIGN_KEY`, each for its kind of registry: the secret in it signs, and nothing else is accepted;
+4. the public constant: it signs, and what is self-signed is accepted.
 
-Limits: no signature tells when it was made, so that an old image under its old signature is accepted wherever it is put.
+A key checks signatures of its own kind and no others, so that a document cannot choose a weaker kind than the key it is held
+against.
+
+Limits: no signature tells when it was made; that an image is not older than the one before it is for whoever pulls to see to.
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import json
@@ -22,60 +34,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pfimg import config
 from pfimg.errors import SignatureError
+from pfimg.keys import HMAC, AnyKey, PublicKey, SigningKey, read_keys
 
 SIGNATURE_BYTES: Final = 1 << 20
 """Largest signature that is read, in bytes."""
 
-_KEY_BYTES: Final = 1 << 16
-_ALGORITHM: Final = "hmac-sha256"
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """A secret to sign manifests with, and to check such signatures. It does not show in `repr`.
-
-    Example:
-        >>> SigningKey.from_text("of our fleet")
-        SigningKey()
-    """
-
-    secret: bytes = field(repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.secret:
-            raise SignatureError("a key to sign with is empty: anybody could sign with that")
-
-    @classmethod
-    def from_text(cls, text: str) -> "SigningKey":
-        """The key that is this text in UTF-8, as in `PF_FILE_REG_SIGN_KEY`."""
-        # A variable that is not UTF-8 comes with its bytes as surrogates.
-        return cls(text.encode(errors="surrogateescape"))
-
-    @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> "SigningKey":
-        """The key that a file holds, without the line's end that may follow it.
-
-        Raises:
-            SignatureError: The file is empty, or larger than 64 KiB.
-            OSError: It cannot be read.
-        """
-        with Path(path).open("rb") as file:
-            content = file.read(_KEY_BYTES + 1)
-        if len(content) > _KEY_BYTES:
-            raise SignatureError(f"{path} is no key to sign with: it is larger than {_KEY_BYTES:,} bytes", path=path)
-        secret = content.removesuffix(b"\n").removesuffix(b"\r")
-        if not secret:
-            raise SignatureError(f"{path} is no key to sign with: it is empty", path=path)
-        return cls(secret)
-
+_ALGORITHMS: Final = (HMAC, "ed25519", "ecdsa-p256-sha256")
+# A signature of ECDSA is the longest, in DER; so is its public key.
+_LONGEST_SIGNATURE: Final = 72
+_LONGEST_PUBLIC_KEY: Final = 128
 
 PUBLIC_KEY: Final = SigningKey.from_text("processfork-default-self-sign-key.v1")
-"""The key that everybody has."""
+"""The secret that everybody has."""
 
 Key: TypeAlias = SigningKey | str | PathLike[str]
 """What `sign=` takes: a key, or the file that holds it."""
@@ -86,16 +61,28 @@ class Trust:
     """What a pull accepts.
 
     Attributes:
-        keys: Keys of which one must have signed. The public key does not count among them.
-        self_signed: Whether the public key will do.
+        keys: Keys of which one must have signed. The public constant does not count among them.
+        self_signed: Whether the public constant will do, or a pair that nobody vouches for.
     """
 
-    keys: tuple[SigningKey, ...] = ()
+    keys: tuple[AnyKey, ...] = ()
     self_signed: bool = False
 
 
-Trusted: TypeAlias = Trust | Literal["self-signed"] | Key | Iterable[Key] | None
-"""What `trust=` takes: a key or several of them, or `self-signed`."""
+Trusted: TypeAlias = Trust | Literal["self-signed"] | Key | PublicKey | Iterable[Key | PublicKey] | None
+"""What `trust=` takes: a key or several of them, files that hold some, or `self-signed`."""
+
+
+class Verdict(NamedTuple):
+    """What a signature proves.
+
+    Attributes:
+        status: `verified`, by a key that is trusted; `self-signed`, by the public constant or a pair that nobody vouches for.
+        signer: The fingerprint of the public key that checked it; None where it was a secret.
+    """
+
+    status: Literal["self-signed", "verified"]
+    signer: str | None = None
 
 
 def signing_key(given: Key | None, key_word: str | None) -> SigningKey:
@@ -108,29 +95,36 @@ def signing_key(given: Key | None, key_word: str | None) -> SigningKey:
     Raises:
         SignatureError: The key is empty.
     """
-    return _key(given) if given is not None else environment_key(key_word) or PUBLIC_KEY
+    if given is None:
+        return environment_key(key_word) or PUBLIC_KEY
+    return given if isinstance(given, SigningKey) else SigningKey.from_file(given)
 
 
 def trust_policy(given: Trusted, key_word: str | None) -> Trust:
     """What to accept.
 
     Args:
-        given: What the caller wants: one key or several of them, or `self-signed`, which accepts the public key besides the
-            variable's; None leaves it to the variable, and where that is unset to the public key.
+        given: What the caller wants: one key or several of them, or `self-signed`, which accepts what is self-signed besides the
+            key of the variable; None leaves it to the variables, and where they are unset accepts what is self-signed.
         key_word: The word in the name of the registry's variable; None when it has no such variable.
 
     Raises:
-        SignatureError: A key is empty, or there is none.
+        SignatureError: A key is empty or malformed, or there is none.
+        OSError: A file of keys cannot be read.
     """
     if isinstance(given, Trust):
         return given
+    if given is None and (path := config.trust()) is not None:
+        return Trust(tuple(_public_keys(path)))
     if given is None or given == "self-signed":
         own = environment_key(key_word)
         return Trust(() if own is None else (own,), self_signed=own is None or given is not None)
-    keys = (given,) if isinstance(given, SigningKey | str | PathLike) else tuple(given)
+    several = (given,) if isinstance(given, SigningKey | PublicKey | str | PathLike) else tuple(given)
+    keys = [key for one in several for key in ([one] if isinstance(one, SigningKey | PublicKey) else read_keys(one))]
     if not keys:
         raise SignatureError("nobody is trusted: trust= needs a key, or 'self-signed'")
-    return Trust(tuple(_key(key) for key in keys))
+    # Of a pair, only what checks is kept.
+    return Trust(tuple(key.public_key or key if isinstance(key, SigningKey) else key for key in keys))
 
 
 def environment_key(key_word: str | None) -> SigningKey | None:
@@ -151,18 +145,21 @@ def sign(manifest: bytes, key: SigningKey) -> bytes:
     Example:
         >>> from pfimg.signing import sign, verify
         >>> key = SigningKey.from_text("ours")
-        >>> verify(b"{}", sign(b"{}", key), Trust(keys=(key,)))
+        >>> verify(b"{}", sign(b"{}", key), Trust(keys=(key,))).status
         'verified'
     """
+    signature, public = key.sign(manifest), key.public_key
     values = {
-        "algorithm": _ALGORITHM,
+        "algorithm": key.algorithm,
         "manifest_digest": hashlib.sha256(manifest).hexdigest(),
-        "signature": _hmac(manifest, key),
+        "signature": signature.hex() if public is None else _base64(signature),
     }
+    if public is not None:
+        values["public_key"] = _base64(public.der)
     return json.dumps(values, separators=(",", ":")).encode()
 
 
-def verify(manifest: bytes, signature: bytes, trust: Trust) -> Literal["self-signed", "verified"]:
+def verify(manifest: bytes, signature: bytes, trust: Trust) -> Verdict:
     """Checks who signed a manifest.
 
     Args:
@@ -171,58 +168,190 @@ def verify(manifest: bytes, signature: bytes, trust: Trust) -> Literal["self-sig
         trust: What to accept.
 
     Returns:
-        What that proves: `verified`, one of the keys signed; `self-signed`, the public key did.
+        What that proves.
 
     Raises:
         SignatureError: The signature is malformed, is of other bytes, or is not by a key that is accepted.
     """
-    digest, given = _parse(signature)
-    if digest != (found := hashlib.sha256(manifest).hexdigest()):
-        raise SignatureError(f"the signature is of another manifest: of sha256:{digest}, but this one is sha256:{found}")
+    document = parse(signature)
+    if document.manifest_digest != (found := hashlib.sha256(manifest).hexdigest()):
+        of = document.manifest_digest
+        raise SignatureError(f"the signature is of another manifest: of sha256:{of}, but this one is sha256:{found}")
+    keys = [key for key in trust.keys if key.algorithm == document.algorithm]
+    if not keys and not trust.self_signed:
+        wanted = ", ".join(sorted({key.algorithm for key in trust.keys})) or "nobody"
+        raise SignatureError(f"the signature is of the kind {document.algorithm}, but trusted is {wanted}: {_FOREIGN}")
+    if document.public_key is not None:
+        return _verify_public(manifest, document, [key for key in keys if isinstance(key, PublicKey)], trust)
+    given = document.signature
     # All are tried, so that the time tells nothing about which one it was.
-    ours = [hmac.compare_digest(_hmac(manifest, key), given) for key in trust.keys]
-    if hmac.compare_digest(_hmac(manifest, PUBLIC_KEY), given):
+    ours = [hmac.compare_digest(key.sign(manifest), given) for key in keys if isinstance(key, SigningKey)]
+    if hmac.compare_digest(PUBLIC_KEY.sign(manifest), given):
         if trust.self_signed:
-            return "self-signed"
+            return Verdict("self-signed")
         raise SignatureError("the manifest is signed with the public key only, which proves nothing, where a key is demanded")
     if any(ours):
-        return "verified"
-    raise SignatureError("the signature is by a key that is not trusted here: is it the right key?")
+        return Verdict("verified")
+    raise SignatureError(f"the signature is by a key that is not trusted here: {_FOREIGN}")
 
 
 def covers(manifest: bytes, signature: bytes | None) -> bool:
     """Whether a signature says that it is of this manifest; it is not checked."""
     try:
-        return signature is not None and _parse(signature)[0] == hashlib.sha256(manifest).hexdigest()
+        return signature is not None and parse(signature).manifest_digest == hashlib.sha256(manifest).hexdigest()
     except SignatureError:
         return False
 
 
-def _key(given: Key) -> SigningKey:
-    return given if isinstance(given, SigningKey) else SigningKey.from_file(given)
+class Document(NamedTuple):
+    """What a signature says, which is not checked yet.
+
+    Attributes:
+        algorithm: The kind of the signature.
+        manifest_digest: SHA-256 of the manifest that it says it is of, as hex.
+        signature: The bytes of the HMAC, or of the signature.
+        public_key: The SubjectPublicKeyInfo of whoever says to have signed; None for an HMAC.
+    """
+
+    algorithm: str
+    manifest_digest: str
+    signature: bytes
+    public_key: bytes | None = None
 
 
-def _hmac(manifest: bytes, key: SigningKey) -> str:
-    return hmac.digest(key.secret, manifest, "sha256").hex()
+@dataclass(frozen=True, slots=True)
+class SignedManifest:
+    """A manifest and the signature beside it, as a registry shows them; nothing is checked.
+
+    Attributes:
+        ref: The canonical reference of the image.
+        manifest: The manifest's bytes.
+        document: The bytes of the signature's document.
+        algorithm: The kind of the signature.
+        signature: Its bytes.
+        signer: Fingerprint of the public key that the document names; None where a secret has signed.
+    """
+
+    ref: str
+    manifest: bytes = field(repr=False)
+    document: bytes = field(repr=False)
+    algorithm: str
+    signature: bytes
+    signer: str | None
+
+    def save(self, directory: str | PathLike[str]) -> list[Path]:
+        """Writes `manifest.json` and `manifest.json.sig` into a directory, and for other tools `manifest.json.b64`.
+
+        The last is the signature alone, in base64, as cosign takes it; there is none of a secret, which only its owners check.
+
+        Args:
+            directory: Made where it is missing.
+
+        Returns:
+            What was written.
+
+        Raises:
+            FileExistsError: A file is there already.
+            OSError: It cannot be written.
+        """
+        contents = {"manifest.json": self.manifest, "manifest.json.sig": self.document}
+        if self.signer is not None:
+            contents["manifest.json.b64"] = f"{_base64(self.signature)}\n".encode()
+        root = Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            with (root / name).open("xb") as file:
+                file.write(content)
+        return [root / name for name in contents]
 
 
-def _parse(signature: bytes) -> tuple[str, str]:
-    """The manifest digest and the HMAC in a signature document, both as hex."""
+def show(ref: str, manifest: bytes, signature: bytes) -> SignedManifest:
+    """What a signature says, beside what it is of.
+
+    Raises:
+        SignatureError: It is malformed.
+    """
+    document = parse(signature)
+    signer = None if document.public_key is None else f"sha256:{hashlib.sha256(document.public_key).hexdigest()}"
+    return SignedManifest(ref, manifest, signature, document.algorithm, document.signature, signer)
+
+
+def parse(signature: bytes) -> Document:
+    """Reads a signature.
+
+    Raises:
+        SignatureError: It is malformed, or of an algorithm that is not known.
+    """
     if len(signature) > SIGNATURE_BYTES:
         raise SignatureError(f"the signature is larger than {SIGNATURE_BYTES:,} bytes", limit=SIGNATURE_BYTES)
     try:
-        document = json.loads(signature.decode())
+        values = json.loads(signature.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, SignatureError):
+            raise
         raise SignatureError(f"the signature is not JSON: {error}") from error
-    if not isinstance(document, dict):
+    if not isinstance(values, dict):
         raise SignatureError("the signature is not a JSON object")
-    if (algorithm := document.get("algorithm")) != _ALGORITHM:
-        shown = str(algorithm)[:40]
-        raise SignatureError(f"the signature's algorithm {shown!r} is not known here, only {_ALGORITHM!r}", field="algorithm")
-    values = {}
-    for name in ("manifest_digest", "signature"):
-        value = document.get(name)
-        if not isinstance(value, str) or not _HEX.fullmatch(value):
-            raise SignatureError(f"the signature's {name} is not 64 hex digits", field=name)
-        values[name] = value
-    return values["manifest_digest"], values["signature"]
+    if (algorithm := values.get("algorithm")) not in _ALGORITHMS:
+        shown, known = str(algorithm)[:40], ", ".join(_ALGORITHMS)
+        raise SignatureError(f"the signature's algorithm {shown!r} is not known here, only {known}", field="algorithm")
+    digest = _hex(values, "manifest_digest")
+    if algorithm == HMAC:
+        return Document(algorithm, digest, bytes.fromhex(_hex(values, "signature")))
+    by, public_key = _bytes(values, "signature", _LONGEST_SIGNATURE), _bytes(values, "public_key", _LONGEST_PUBLIC_KEY)
+    return Document(algorithm, digest, by, public_key)
+
+
+_FOREIGN: Final = "is it the right key?"
+
+
+def _verify_public(manifest: bytes, document: Document, keys: list[PublicKey], trust: Trust) -> Verdict:
+    for key in keys:
+        if key.is_signed(manifest, document.signature):
+            return Verdict("verified", key.fingerprint)
+    said = PublicKey.from_der(document.public_key or b"")
+    if said.algorithm != document.algorithm:
+        raise SignatureError(f"the signature is of the kind {document.algorithm}, its public key of {said.algorithm}")
+    if not said.is_signed(manifest, document.signature):
+        raise SignatureError("the signature is wrong: the key that it names has not made it")
+    if trust.self_signed:
+        return Verdict("self-signed", said.fingerprint)
+    raise SignatureError(f"the signature is by the key {said.fingerprint}, which is not trusted here: {_FOREIGN}")
+
+
+def _public_keys(path: str) -> list[AnyKey]:
+    """The keys of the standing policy, which everybody may read, so that there is no secret among them."""
+    if path == "":
+        raise SignatureError("PFIMG_TRUST is set, but empty: give it a file of public keys, or unset it")
+    keys = read_keys(path)
+    if not all(isinstance(key, PublicKey) for key in keys):
+        raise SignatureError(f"{path}, which PFIMG_TRUST names, holds other than public keys", path=path)
+    return keys
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(values := dict(pairs)) != len(pairs):
+        raise SignatureError("the signature has a key of JSON twice")
+    return values
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _hex(values: dict[str, object], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not _HEX.fullmatch(value):
+        raise SignatureError(f"the signature's {name} is not 64 hex digits", field=name)
+    return value
+
+
+def _bytes(values: dict[str, object], name: str, most: int) -> bytes:
+    value = values.get(name)
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) and len(value) <= 2 * most else b""
+    except (binascii.Error, ValueError):
+        data = b""
+    if not 0 < len(data) <= most or _base64(data) != value:
+        raise SignatureError(f"the signature's {name} is not base64 of up to {most} bytes", field=name)
+    return data

@@ -6,18 +6,23 @@ needs no speed: opening, listing, and turning the core's plain results into repo
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pfimg import config, transfer
 from pfimg._core import Manifest, Store
 from pfimg.errors import BackendError, BlobNotFound, FormatError, IntegrityError, LimitExceeded, StoreError, StoreOSError
+from pfimg.places import Ref
 from pfimg.registries.base import Registry
-from pfimg.transfer import Ref
 from pfimg.types import BlobStore, Finding, GcReport, ProgressCallback, StoreStats, StrPath, VerifyReport, ticker
+from pfimg.uses import uses
 
 RepairSource: TypeAlias = Ref | Registry
 """Where lost blobs are fetched again: an image reference, or what `registries.open` returned for one."""
+
+_Found: TypeAlias = Iterable[tuple[str | None, object, Iterable[str]]]
 
 _log = logging.getLogger("pfimg")
 
@@ -49,8 +54,9 @@ class PfStore(Store):
             path: The directory; a leading `~` stands for the home directory.
             digest: Algorithm of a new store, `sha256` or `blake3`; an existing store must have it. None: what the store says,
                 sha256 when new.
-            codec: How blobs are encoded: `auto` (compressed where that saves at least 30 %), `zstd` (always) or `store`
-                (never). All can be read whatever it is.
+            codec: How blobs are encoded: `auto` (compressed where that saves at least 30 %), `zstd` (always), `store` (never)
+                or `float` (pages of floats by their planes, which saves a third of bf16 pages; the rest as `auto`). All can be
+                read whatever it is, but float frames by this software alone: the first one is announced in `pfimg.json`.
             level: Compression level of zstd, 1 to 22.
             durability: What a put has reached when it returns: `none` (the page cache), `group` (the disk, synchronised once
                 per batch) or `each` (the disk, blob by blob).
@@ -129,13 +135,34 @@ class PfStore(Store):
         return VerifyReport(
             checked=found["checked"],
             bytes=found["bytes"],
-            corrupt=_findings(found["corrupt"]),
-            missing=_findings(found["missing"]),
+            corrupt=self._explained(found["corrupt"]),
+            missing=self._explained(found["missing"]),
             unreachable=_findings(found["unreachable"]),
             foreign=_findings(found["foreign"]),
             partial=tuple(found["partial"]),
             repaired=tuple(sorted(repaired - _damaged(found))),
         )
+
+    def _explained(self, items: _Found) -> tuple[Finding, ...]:
+        """Findings with what the blobs are in the images that need them."""
+        findings = _findings(items)
+        wanted: dict[str, set[str]] = {}
+        for finding in findings:
+            for image in finding.images:
+                wanted.setdefault(image, set()).add(finding.digest or "")
+        told: dict[str, list[str]] = {}
+        for image, digests in sorted(wanted.items()):
+            if (manifest := self._manifest(image)) is not None:
+                for digest, whats in uses(manifest, self, digests).items():
+                    told.setdefault(digest, []).extend(f"{what} in {image}" for what in whats)
+        return tuple(replace(finding, uses=tuple(told.get(finding.digest or "", ()))) for finding in findings)
+
+    def _manifest(self, image: str) -> Manifest | None:
+        """The manifest by its marker or by its blob, whichever is sound."""
+        for read in (self.read_marker, self.get_manifest):
+            with suppress(StoreError):
+                return read(image)
+        return None
 
     def _repair(self, wanted: set[str], sources: list[RepairSource]) -> set[str]:
         """Fetches what it can get; then gives images their manifest and marker again, each from the other."""
@@ -148,13 +175,10 @@ class PfStore(Store):
         return healed | {image for image in wanted.intersection(self.markers()) if self._rewrite(image)}
 
     def _rewrite(self, image: str) -> bool:
-        for read in (self.read_marker, self.get_manifest):
-            try:
-                self.put_manifest(read(image))
-            except StoreError:
-                continue
-            return True
-        return False
+        if (manifest := self._manifest(image)) is None:
+            return False
+        self.put_manifest(manifest)
+        return True
 
     def gc(
         self, *, grace_seconds: float = config.DEFAULT_GRACE_SECONDS, max_bytes: int | None = None, dry_run: bool = False
@@ -181,7 +205,7 @@ def _damaged(found: dict[str, Any]) -> set[str]:
     return {digest for digest, _, _ in [*found["corrupt"], *found["missing"]] if digest}
 
 
-def _findings(items: Iterable[tuple[str | None, object, Iterable[str]]]) -> tuple[Finding, ...]:
+def _findings(items: _Found) -> tuple[Finding, ...]:
     return tuple(Finding(digest, None if path is None else str(path), tuple(images)) for digest, path, images in items)
 
 

@@ -6,36 +6,31 @@ manifest), then only the blobs that are missing here, and makes the image visibl
 both sides, wherever either is interrupted; and the same call again continues where the first one stopped.
 
 Nothing here is about one kind of registry: that is behind `pfimg.registries.base.Transport`. Nothing here touches the bytes of a
-blob either: what goes out of a store, and into one, is in `pfimg.transit`, and the core decodes, checks and stores whole batches.
+blob either: how a store gets what it lacks is in `pfimg.fetching`, what goes out of it and comes in is in `pfimg.transit`, and
+the core decodes, checks and stores whole batches.
 
 Limits: a pull trusts what is in the store already; `PfStore.verify` reads that again.
 """
 
-import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as clone
 from tempfile import TemporaryDirectory
-from typing import Final, NamedTuple, Self, TypeAlias, overload
+from typing import Self, cast, overload
 
-from pfimg import signing
-from pfimg._core import Manifest, Store
-from pfimg.errors import BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError, SignatureError, StoreError
+from pfimg import seen, signing
+from pfimg._core import CarFrame, CarFrames, Manifest, Store
+from pfimg.errors import BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError, SignatureError
+from pfimg.fetching import Selection, absent_from, fetch, fetch_all, heal, passing
+from pfimg.packing import PackedTransport
+from pfimg.places import Place, Ref
 from pfimg.registries import base
-from pfimg.registries.base import Registry, Transport
-from pfimg.registries.refs import AnyRef, ImageRef
-from pfimg.signing import Key, Trusted
-from pfimg.transit import Landing, Meter, stored
+from pfimg.registries.base import FloatTransport, ImageTransport, Neighbour, PackTransport, Registry, StoredBlob, Transport
+from pfimg.registries.refs import AnyRef
+from pfimg.signing import Key, Trusted, Verdict
+from pfimg.transit import Meter, stored
 from pfimg.types import BlobStore, LayerSet, ProgressCallback, PullReport, PushReport
-
-_log = logging.getLogger("pfimg")
-
-Ref: TypeAlias = str | AnyRef
-"""An image reference, as text or parsed."""
-
-# Blobs that a copy holds on this machine's disk at a time.
-_COPY_BATCH: Final = 256
 
 
 def push(
@@ -46,6 +41,7 @@ def push(
     sign: Key | None = None,
     codec: str | None = None,
     layout: str = "auto",
+    expect: str | None = None,
     jobs: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> PushReport:
@@ -56,8 +52,13 @@ def push(
         image: The image's id.
         ref: Where to, such as `file:///srv/images/one`.
         sign: The key to sign with, or the file that holds it; None for the one in `PF_…_REG_SIGN_KEY`, else the public one.
-        codec: How to encode what is sent: `zstd`, `store` or `auto`; None sends what is stored, as it is.
-        layout: `auto`, or `reference` for what the reference implementation can read.
+        codec: How to encode what is sent: `zstd`, `store` or `auto`; None sends what is stored, as it is, except that float
+            frames become ordinary ones. `float` sends float frames to a directory or a bucket, where the image then has a name,
+            `default` unless another is given, because only this software reads it.
+        layout: `reference` for what the reference implementation can read, `packed` for many blobs in one object, which is much
+            faster where small objects are dear; `auto` packs where a registry limits the number of objects of an image.
+        expect: What is to be replaced: the id of the image that must be there, or `none` if none may be. If another is there by
+            now, nothing is replaced. None replaces whatever is there.
         jobs: How many requests a registry that is a service gets at once; None leaves that to its adapter.
         progress: Called with events of the phases `walk` and `send`.
 
@@ -67,6 +68,7 @@ def push(
     Raises:
         BlobNotFound: The image, or a blob of it that the registry lacks, is not in the store.
         IntegrityError: A blob is corrupt.
+        Conflict: Another image is there than the expected one; `.image` tells which.
         BadRef, UnsupportedScheme: The reference is malformed, or of a scheme that is not spoken.
         BackendError, OSError: The registry's service or file system failed.
 
@@ -80,11 +82,12 @@ def push(
     _check_options(codec, layout)
     where = base.parse(ref)
     registry = base.connect(where, **_given(jobs=jobs))
-    manifest = store.get_manifest(image)
     if isinstance(registry, Transport):
-        return _push(_Place(where, registry), manifest, store, sign=sign, codec=codec, progress=progress)
-    _refuse(where, sign=sign, codec=codec)
-    return registry.push(where, manifest, store)
+        to = Place(where, registry).for_writing()
+        to.expect(expect)
+        return _push(to, store.get_manifest(image), store, sign=sign, codec=codec, layout=layout, progress=progress)
+    _refuse(where, sign=sign, codec=codec, layout=None if layout == "auto" else layout, expect=expect)
+    return registry.push(where, store.get_manifest(image), store)
 
 
 def pull(
@@ -94,6 +97,7 @@ def pull(
     trust: Trusted = None,
     layers: Iterable[str] | None = None,
     ixs: Iterable[int] | None = None,
+    allow_older: bool = False,
     jobs: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> PullReport:
@@ -101,12 +105,14 @@ def pull(
 
     Args:
         ref: Where from, such as `file:///srv/images/one`.
-        store: Where to.
-        trust: Keys, or files that hold them, of which one must have signed; or `self-signed`, which accepts the public key too.
-            None: the key in `PF_…_REG_SIGN_KEY` where that is set, else `self-signed`.
+        store: Where to. Float frames stay what they are if its codec is `float`, and are encoded anew if not.
+        trust: Keys, or files that hold them, of which one must have signed; or `self-signed`, which proves nothing. None: the
+            keys in the file `PFIMG_TRUST` where that is set, else the one in `PF_…_REG_SIGN_KEY`, else `self-signed`.
         layers: Which layers to fetch, of `model`, `cache`, `world`, `effects` and `trace`; None for all.
         ixs: Numbers of the KV pages to fetch; None for all. With `layers` or `ixs` the image is kept as a partial one, which a
             later pull completes.
+        allow_older: Whether to accept an image by a key that is trusted even where it is older than the one that the store last
+            had from this reference, as somebody may have put it back there.
         jobs: How many requests a registry that is a service gets at once; None leaves that to its adapter.
         progress: Called with events of the phase `fetch`.
 
@@ -114,7 +120,8 @@ def pull(
         What was fetched, the image's id, and what its signature proves.
 
     Raises:
-        SignatureError: The signature is missing, wrong, or by a key that is not trusted; nothing else was read then.
+        SignatureError: The signature is missing, wrong, or by a key that is not trusted; nothing else was read then. Or the
+            image is older than the one before it (`.code` is `older`).
         BlobNotFound: The registry lacks a blob of the image.
         IntegrityError: The registry has a corrupt blob.
         FormatError: The manifest, or a document of the image, is malformed.
@@ -132,8 +139,9 @@ def pull(
     where = base.parse(ref)
     registry = base.connect(where, **_given(jobs=jobs))
     if isinstance(registry, Transport):
-        return _pull(_Place(where, registry), store, _Selection.of(layers, ixs), trust=trust, progress=progress)
-    _refuse(where, trust=trust, layers=layers, ixs=ixs)
+        selection = Selection.of(layers, ixs)
+        return _pull(Place(where, registry), store, selection, trust=trust, allow_older=allow_older, progress=progress)
+    _refuse(where, trust=trust, layers=layers, ixs=ixs, allow_older=allow_older or None)
     return registry.pull(where, store)
 
 
@@ -160,6 +168,7 @@ def copy(
     trust: Trusted = None,
     codec: str | None = None,
     layout: str = "auto",
+    expect: str | None = None,
     jobs: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> PushReport:
@@ -174,6 +183,7 @@ def copy(
         trust: What to accept from the source, as `pull` takes it.
         codec: How to encode what is sent, as `push` takes it.
         layout: The layout at the destination, as `push` takes it.
+        expect: What is to be replaced at the destination, as `push` takes it.
         jobs: How many requests each registry gets at once.
         progress: Called with events of the phase `send`.
 
@@ -185,23 +195,33 @@ def copy(
     """
     _check_options(codec, layout)
     start = time.monotonic()
-    here, there = (_Place.of(ref, **_given(jobs=jobs)) for ref in (source, destination))
+    here, there = (Place.of(ref, **_given(jobs=jobs)) for ref in (source, destination))
+    there = there.for_writing()
+    there.expect(expect)
     manifest, signature, _ = _read(here, trust)
     if sign is not None or signing.environment_key(there.ref.key_word) is not None:
         signature = signing.sign(manifest.to_json(), signing.signing_key(sign, there.ref.key_word))
+    if codec is None and isinstance(there.transport, Neighbour):
+        there.transport.comes_from(here.transport)
+    here = here.unpacked()
+    if isinstance(there.transport, ImageTransport):
+        there.laid_out(layout, codec, 0)  # refuses what cannot be
+        with _scratch(manifest) as whole:
+            wanted = fetch_all(here, manifest, whole, Selection(), Meter("fetch"))
+            frames = CarFrames(whole, codec or there.transport.codec)
+            at, meter = _deliver_image(there, manifest, signature, frames.of(wanted), progress)
+        return meter.pushed(at, len(wanted), start)
     with _scratch(manifest) as documents:
-        _fetch(here, documents.documents(manifest), documents, Meter("documents"))
+        fetch(here, documents.documents(manifest), documents, Meter("documents"))
         wanted = documents.reachable(manifest)
-    missing = there.transport.missing(wanted)
-    absent = [digest for digest in wanted if digest in missing]
-    meter = Meter("send", progress, len(absent))
-    for first in range(0, len(absent), _COPY_BATCH):
-        batch = absent[first : first + _COPY_BATCH]
-        with _scratch(manifest) as passing:
-            _fetch(here, batch, passing, Meter("fetch"))
-            there.transport.send(stored(passing, batch, codec, meter))
-    at = there.transport.publish(there.ref, manifest.to_json(), signature)
-    return PushReport(str(at), len(absent), len(wanted) - len(absent), meter.bytes, time.monotonic() - start)
+    there = there.laid_out(layout, codec, len(wanted))
+
+    def blobs(absent: list[str], meter: Meter) -> Iterator[StoredBlob]:
+        for batch in passing(here, absent, manifest, codec):
+            yield from stored(*batch, there.transport, codec, meter)
+
+    at, meter = _deliver(there, manifest, signature, wanted, blobs=blobs, progress=progress)
+    return meter.pushed(at, len(wanted), start)
 
 
 def repair(store: Store, digests: Iterable[str], source: Ref | Registry) -> set[str]:
@@ -219,12 +239,19 @@ def repair(store: Store, digests: Iterable[str], source: Ref | Registry) -> set[
         BadRef: The registry is not that of one place: open it by its reference.
         BackendError, OSError: The registry's service or file system failed.
     """
-    place = _Place.of(source)
-    wanted = _absent(store, digests)
-    lacking = place.transport.missing(wanted)
+    place = Place.of(source)
+    wanted = absent_from(store, digests)
+    if isinstance(place.transport, FloatTransport):
+        place.transport.admit_floats()
+    places = [place]
+    if isinstance(place.transport, PackTransport):
+        places.append(Place(place.ref, PackedTransport(place.transport, place.ref)))
     with store.hold():
-        _heal(place, [digest for digest in wanted if digest not in lacking], store)
-        return set(wanted).difference(_absent(store, wanted))
+        for where in places:
+            lost = absent_from(store, wanted)
+            lacking = where.transport.missing(lost)
+            heal(where, [digest for digest in lost if digest not in lacking], store)
+        return set(wanted).difference(absent_from(store, wanted))
 
 
 def open(ref: Ref, *, sign_key: Key | None = None, **options: object) -> Registry:
@@ -281,11 +308,16 @@ class TransportRegistry:
         store: BlobStore,
         *,
         codec: str | None = None,
+        layout: str = "auto",
+        expect: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> PushReport:
         """Sends an image from a store, or from anything that holds blobs; see `pfimg.push`."""
+        _check_options(codec, layout)
+        to = self.place(ref).for_writing()
+        to.expect(expect)
         with _as_store(store) as local:
-            return _push(self.place(ref), manifest, local, sign=self._sign_key, codec=codec, progress=progress)
+            return _push(to, manifest, local, sign=self._sign_key, codec=codec, layout=layout, progress=progress)
 
     @overload
     def pull(self, ref: Ref, store: None = None, *, progress: ProgressCallback | None = None) -> LayerSet: ...
@@ -298,10 +330,11 @@ class TransportRegistry:
         place = self.place(ref)
         if store is not None:
             with _as_store(store) as local:
-                return _pull(place, local, _Selection(), trust=self._sign_key, progress=progress)
+                return _pull(place, local, Selection(), trust=self._sign_key, progress=progress)
         manifest, _, _ = _read(place, self._sign_key)
         with _scratch(manifest) as local:
-            digests = _fetch_all(place, manifest, local, _Selection(), Meter("fetch", progress))
+            meter = Meter.of("fetch", progress, place.transport)
+            digests = fetch_all(place.unpacked(), manifest, local, Selection(), meter)
             return LayerSet(manifest, list(zip(digests, local.get_many(digests), strict=True)))
 
     def exists(self, ref: Ref) -> bool:
@@ -309,131 +342,136 @@ class TransportRegistry:
         place = self.place(ref)
         return place.transport.exists(place.ref)
 
-    def place(self, ref: Ref) -> "_Place":
+    def place(self, ref: Ref) -> Place:
         """The place that a reference names, BadRef when it is of another registry's scheme."""
         where = base.parse(ref)
         if where.scheme not in self._schemes:
             raise BadRef(f"{where} is for another registry than {self!r}")
-        return _Place.to(where, self._connect(where))
-
-
-class _Place(NamedTuple):
-    """Where an image is or will be, and the way there."""
-
-    ref: AnyRef
-    transport: Transport
-
-    @classmethod
-    def to(cls, ref: AnyRef, opened: Transport | Registry) -> "_Place":
-        if not isinstance(opened, Transport):
-            raise RegistryError(f"{ref}: what serves {ref.scheme}:// can push and pull images, but not single blobs")
-        return cls(ref, opened)
-
-    @classmethod
-    def of(cls, source: Ref | Registry, **options: object) -> "_Place":
-        if isinstance(source, str | ImageRef):
-            where = base.parse(source)
-            return cls.to(where, base.connect(where, **options))
-        if isinstance(source, TransportRegistry) and source.home is not None:
-            return source.place(source.home)
-        raise BadRef(f"{source!r} is not one place: give a reference, or what registries.open returned for one")
-
-
-class _Selection(NamedTuple):
-    """Which layers and pages a pull takes; None means all."""
-
-    layers: list[str] | None = None
-    ixs: list[int] | None = None
-
-    @classmethod
-    def of(cls, layers: Iterable[str] | None, ixs: Iterable[int] | None) -> "_Selection":
-        return cls(None if layers is None else list(layers), None if ixs is None else list(ixs))
+        return Place.to(where, self._connect(where))
 
 
 def _push(
-    to: _Place, manifest: Manifest, store: Store, *, sign: Key | None, codec: str | None, progress: ProgressCallback | None
+    to: Place,
+    manifest: Manifest,
+    store: Store,
+    *,
+    sign: Key | None,
+    codec: str | None,
+    layout: str,
+    progress: ProgressCallback | None,
 ) -> PushReport:
     start = time.monotonic()
     key = signing.signing_key(sign, to.ref.key_word)
     with store.hold():
         wanted = store.reachable(manifest)
         Meter("walk", progress, len(wanted)).advance(len(wanted), 0)
-        missing = to.transport.missing(wanted)
-        absent = [digest for digest in wanted if digest in missing]
-        meter = Meter("send", progress, len(absent))
+        to = to.laid_out(layout, codec, len(wanted))
+        signature = signing.sign(manifest.to_json(), key)
+
+        def blobs(absent: list[str], meter: Meter) -> Iterator[StoredBlob]:
+            return stored(store, absent, to.transport, codec, meter)
+
         try:
-            to.transport.send(stored(store, absent, codec, meter))
+            if isinstance(to.transport, ImageTransport):
+                frames = CarFrames(store, codec or to.transport.codec)
+                at, meter = _deliver_image(to, manifest, signature, frames.of(wanted), progress)
+            else:
+                at, meter = _deliver(to, manifest, signature, wanted, blobs=blobs, progress=progress)
         except IntegrityError as error:
             if error.digest is not None and store.has(error.digest):
                 store.read_frame(error.digest)  # where it is corrupt here, this moves it to quarantine and says so
             raise
-        at = to.transport.publish(to.ref, manifest.to_json(), signing.sign(manifest.to_json(), key))
-    return PushReport(str(at), len(absent), len(wanted) - len(absent), meter.bytes, time.monotonic() - start)
+    return meter.pushed(at, len(wanted), start)
 
 
-def _pull(place: _Place, store: Store, selection: _Selection, *, trust: Trusted, progress: ProgressCallback | None) -> PullReport:
+def _deliver(
+    to: Place,
+    manifest: Manifest,
+    signature: bytes,
+    wanted: list[str],
+    *,
+    blobs: Callable[[list[str], Meter], Iterator[StoredBlob]],
+    progress: ProgressCallback | None,
+) -> tuple[AnyRef, Meter]:
+    """Sends what a place lacks of `wanted`, which `blobs` gives, and publishes; returns where, and what moved."""
+    with base.holding(to.transport):
+        return _deliver_held(to, manifest, signature, wanted, blobs=blobs, progress=progress)
+
+
+def _deliver_held(
+    to: Place,
+    manifest: Manifest,
+    signature: bytes,
+    wanted: list[str],
+    *,
+    blobs: Callable[[list[str], Meter], Iterator[StoredBlob]],
+    progress: ProgressCallback | None,
+) -> tuple[AnyRef, Meter]:
+    for attempts_left in (1, 0):
+        missing = to.transport.missing(wanted)
+        absent = [digest for digest in wanted if digest in missing]
+        meter = Meter.of("send", progress, to.transport, len(absent))
+        to.transport.send(blobs(absent, meter))
+        if absent:
+            meter.show(meter.done, meter.bytes)  # no request is under way any more
+        try:
+            return to.transport.publish(to.ref, manifest.to_json(), signature), meter
+        except BlobNotFound:
+            # What was there is gone; the transport knows by now.
+            if not attempts_left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _deliver_image(
+    to: Place,
+    manifest: Manifest,
+    signature: bytes,
+    frames: dict[str, CarFrame],
+    progress: ProgressCallback | None,
+) -> tuple[AnyRef, Meter]:
+    """Sends an image to a place that takes it as one; returns where, and what moved."""
+    meter = Meter.of("send", progress, to.transport)
+    at = cast("ImageTransport", to.transport).send_image(to.ref, manifest.to_json(), signature, frames, meter.set)
+    if meter.total:
+        meter.show(meter.done, meter.bytes)  # no request is under way any more
+    return at, meter
+
+
+def _pull(
+    place: Place,
+    store: Store,
+    selection: Selection,
+    *,
+    trust: Trusted,
+    allow_older: bool = False,
+    progress: ProgressCallback | None,
+) -> PullReport:
     start = time.monotonic()
-    manifest, _, status = _read(place, trust)
-    meter = Meter("fetch", progress)
+    manifest, _, verdict = _read(place, trust)
+    is_vouched_for = verdict.status == "verified"
+    if is_vouched_for and not allow_older:
+        seen.check(store, str(place.ref), manifest)
+    meter = Meter.of("fetch", progress, place.transport)
     with store.hold():
-        wanted = _fetch_all(place, manifest, store, selection, meter)
-        image = store.put_manifest(manifest) if selection == _Selection() else store.put_partial(manifest)
-    return PullReport(image, meter.total, len(wanted) - meter.total, meter.bytes, status, time.monotonic() - start)
+        wanted = fetch_all(place.unpacked(), manifest, store, selection, meter)
+        image = store.put_manifest(manifest) if selection == Selection() else store.put_partial(manifest)
+        if is_vouched_for:
+            seen.remember(store, str(place.ref), manifest, allow_older=allow_older)
+    return meter.pulled(image, len(wanted), verdict, start)
 
 
-def _read(place: _Place, trust: Trusted) -> tuple[Manifest, bytes, str]:
+def _read(place: Place, trust: Trusted) -> tuple[Manifest, bytes, Verdict]:
     """The manifest, its signature, and what that proves. Nothing is parsed before the signature is accepted."""
     policy = signing.trust_policy(trust, place.ref.key_word)
     manifest, signature = place.transport.read_manifest(place.ref)
     if signature is None:
         raise SignatureError(f"{place.ref}: the manifest has no signature: push it again")
     try:
-        status = signing.verify(manifest, signature, policy)
+        verdict = signing.verify(manifest, signature, policy)
     except SignatureError as error:
         raise SignatureError(f"{place.ref}: {error}", field=error.field, limit=error.limit) from error
-    return Manifest.from_json(manifest), signature, status
-
-
-def _fetch_all(place: _Place, manifest: Manifest, store: Store, selection: _Selection, meter: Meter) -> list[str]:
-    """Fetches what a store lacks of an image, first what tells what else there is; returns all that the image refers to."""
-    _fetch(place, store.documents(manifest, layers=selection.layers), store, meter)
-    wanted = store.reachable(manifest, layers=selection.layers, ixs=selection.ixs)
-    _fetch(place, wanted, store, meter)
-    return wanted
-
-
-def _fetch(place: _Place, digests: Iterable[str], store: Store, meter: Meter) -> None:
-    absent = _absent(store, digests)
-    if not absent:
-        return
-    meter.total += len(absent)
-    try:
-        place.transport.fetch(absent, Landing(store, meter))
-        lacking = _absent(store, absent)
-    except BlobNotFound as error:
-        lacking = [error.digest or absent[0]]
-    if lacking:
-        message = f"blob {lacking[0]} is not in {place.ref}: the image there is incomplete, push it again"
-        raise BlobNotFound(message, digest=lacking[0])
-
-
-def _heal(place: _Place, digests: list[str], store: Store) -> None:
-    """Fetches what can be had: where a batch fails, its halves are tried."""
-    try:
-        _fetch(place, digests, store, Meter("repair"))
-    except StoreError as error:
-        if len(digests) == 1:
-            _log.warning("blob %s cannot be repaired from %s: %s", digests[0], place.ref, error)
-            return
-        middle = len(digests) // 2
-        _heal(place, digests[:middle], store)
-        _heal(place, digests[middle:], store)
-
-
-def _absent(store: Store, digests: Iterable[str]) -> list[str]:
-    """Those that are not in a store, without repeats."""
-    digests = list(dict.fromkeys(digests))
-    return [digest for digest, here in zip(digests, store.has_many(digests), strict=True) if not here]
+    return Manifest.from_json(manifest), signature, verdict
 
 
 @contextmanager
@@ -459,11 +497,9 @@ def _refuse(ref: AnyRef, **options: object) -> None:
 
 
 def _check_options(codec: str | None, layout: str) -> None:
-    if codec not in (None, "auto", "zstd", "store"):
-        raise FormatError(f"codec {codec!r}: a registry gets auto, zstd or store; None sends what is stored")
-    if layout == "packed":
-        raise RegistryError("layout 'packed': this version does not pack; use auto", code="not_offered")
-    if layout not in ("auto", "reference"):
+    if codec not in (None, "auto", "zstd", "store", "float"):
+        raise FormatError(f"codec {codec!r}: a registry gets auto, zstd, store or float; None sends what is stored")
+    if layout not in ("auto", "reference", "packed"):
         raise FormatError(f"layout {layout!r} is none of auto, reference, packed")
 
 

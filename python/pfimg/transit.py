@@ -1,22 +1,28 @@
 """Blobs in transit between a store and a transport: out, in, and counted.
 
 Frames pass as they are stored, or encoded anew by the core, a bounded batch at a time; what arrives is verified and stored by
-the core.
+the core. Float frames, which others cannot read, are encoded anew unless they are asked for.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from itertools import chain, islice
+from typing import Final, Self
 
 from pfimg._core import Store
-from pfimg.registries.base import StoredBlob
-from pfimg.types import Buffer, Progress, ProgressCallback, StrPath
+from pfimg.registries.base import StoredBlob, Traffic, Transport
+from pfimg.signing import Verdict
+from pfimg.types import Buffer, Progress, ProgressCallback, PullReport, PushReport, StrPath
 
-# Blobs, and bytes of their frames, that are encoded anew at a time.
-_ENCODE_BATCH: Final = 256
-_ENCODE_BYTES: Final = 64 << 20
+# Blobs, and bytes of their frames, that are read or encoded anew at a time.
+_BATCH: Final = 256
+_BATCH_BYTES: Final = 32 << 20
+# A frame that is larger is sent as a file.
+_LARGE_BYTES: Final = 8 << 20
+# Blobs whose size is looked up at a time.
+_LOOK_UP: Final = 4096
 
 
 @dataclass(slots=True)
@@ -26,9 +32,16 @@ class Meter:
     phase: str
     progress: ProgressCallback | None = None
     total: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
     done: int = 0
     bytes: int = 0
     next: float = 0.0
+
+    @classmethod
+    def of(cls, phase: str, progress: ProgressCallback | None, transport: Transport, total: int = 0) -> Self:
+        """One that also tells of the requests of a transport, if it counts them."""
+        traffic = getattr(transport, "traffic", None)
+        return cls(phase, progress, total, traffic if isinstance(traffic, Traffic) else Traffic())
 
     def advance(self, items: int, size: int) -> None:
         """Counts blobs and their bytes."""
@@ -38,20 +51,45 @@ class Meter:
             self.show(self.done, self.bytes)
             self.next = time.monotonic() + 0.1
 
+    def set(self, done: int, total: int, size: int) -> None:
+        """Takes over what somebody else has counted."""
+        self.total = total
+        self.advance(done - self.done, size - self.bytes)
+
     def show(self, done: int, size: int) -> None:
         """Tells these totals at once, whatever has been counted."""
         if self.progress is not None:
-            self.progress(Progress(self.phase, done, self.total, size))
+            requests = self.traffic
+            self.progress(Progress(self.phase, done, self.total, size, None, requests.retries, requests.in_flight))
+
+    def pushed(self, ref: object, wanted: int, start: float) -> PushReport:
+        """What a push of so many blobs came to, which began at `start`."""
+        sent = self.total - self.traffic.found
+        size = self.bytes - self.traffic.found_bytes
+        return PushReport(str(ref), sent, wanted - sent, size, time.monotonic() - start, self.traffic.retries)
+
+    def pulled(self, image: str, wanted: int, verdict: Verdict, start: float) -> PullReport:
+        """What a pull of so many blobs came to, which began at `start`."""
+        seconds = time.monotonic() - start
+        moved, skipped, retries = self.total, wanted - self.total, self.traffic.retries
+        return PullReport(image, moved, skipped, self.bytes, verdict.status, seconds, retries, verdict.signer)
 
 
-def stored(store: Store, digests: Iterable[str], codec: str | None, meter: Meter) -> Iterator[StoredBlob]:
-    """Blobs of a store, to send."""
-    for blob in _as_they_are(store, digests) if codec is None else _encoded_anew(store, digests, codec):
+def stored(store: Store, digests: Iterable[str], transport: Transport, codec: str | None, meter: Meter) -> Iterator[StoredBlob]:
+    """Blobs of a store, to send by a transport."""
+    digests = list(digests)
+    floats = set(store.float_blobs(digests)) if codec in (None, "float") else set()
+    as_they_are = {None: set(digests) - floats, "float": floats}.get(codec, set())
+    kept = (digest for digest in digests if digest in as_they_are)
+    others = (digest for digest in digests if digest not in as_they_are)
+    files = _files(store, kept) if getattr(transport, "copies_files", False) else _frames(store, kept)
+    for blob in chain(files, _encoded_anew(store, others, codec or "auto")):
         yield blob
         meter.advance(1, blob.size)
 
 
-def _as_they_are(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
+def _files(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
+    """Frames as files, which whoever copies them verifies."""
     for digest in digests:
         if (path := store.blob_path(digest)) is not None:
             yield StoredBlob(digest, path.stat().st_size, path, partial(store.read_frame, digest))
@@ -59,18 +97,46 @@ def _as_they_are(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
             yield _in_memory(digest, store.read_frame(digest))
 
 
+def _frames(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
+    """Frames in memory, read and verified by all threads at once; large ones as files, which have been verified."""
+    for batch, large in _batches(store, digests):
+        if large:
+            for digest in batch:
+                size = store.check_blob(digest)
+                yield StoredBlob(digest, size, store.blob_path(digest), partial(store.read_frame, digest))
+        else:
+            yield from map(_in_memory, batch, store.read_frames(batch))
+
+
 def _encoded_anew(store: Store, digests: Iterable[str], codec: str) -> Iterator[StoredBlob]:
-    """Frames of another encoding, made by all threads at once: as many at a time as a batch holds."""
-    batch: list[str] = []
-    size = 0
-    for digest in digests:
-        batch.append(digest)
-        size += path.stat().st_size if (path := store.blob_path(digest)) is not None else 0
-        if len(batch) == _ENCODE_BATCH or size >= _ENCODE_BYTES:
-            yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
-            batch, size = [], 0
-    if batch:
+    """Frames of another encoding, made by all threads at once."""
+    for batch, _ in _batches(store, digests):
         yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
+
+
+def _batches(store: Store, digests: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
+    """As many blobs as may be in memory at a time, or one that is too large for that."""
+    batch: list[str] = []
+    held = 0
+    for some in _chunks(digests, _LOOK_UP):
+        for digest, size in zip(some, store.frame_sizes(some), strict=True):
+            large = size > _LARGE_BYTES
+            if batch and (large or len(batch) == _BATCH or held + size > _BATCH_BYTES):
+                yield batch, False
+                batch, held = [], 0
+            if large:
+                yield [digest], True
+            else:
+                batch.append(digest)
+                held += size
+    if batch:
+        yield batch, False
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 def _in_memory(digest: str, frame: bytes) -> StoredBlob:

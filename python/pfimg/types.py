@@ -53,6 +53,8 @@ class Progress:
         total: Items expected; 0 while that is unknown.
         bytes: Bytes finished in this phase.
         total_bytes: Bytes expected, or None while that is unknown.
+        retries: Requests to a registry's service that had to be made again.
+        in_flight: Requests that wait for an answer.
     """
 
     phase: str
@@ -60,6 +62,8 @@ class Progress:
     total: int
     bytes: int
     total_bytes: int | None = None
+    retries: int = 0
+    in_flight: int = 0
 
 
 ProgressCallback: TypeAlias = Callable[[Progress], object]
@@ -102,14 +106,18 @@ class Finding:
         digest: The blob, or the image whose marker it is; None for a file that is neither.
         path: Where it is, or would be; None when the blobs are not in a directory.
         images: Ids of the images that need it, sorted.
+        uses: What it is in them, such as `k of page 7 in sha256:…` or `file a/b.txt in sha256:…`, as far as that can be told.
     """
 
     digest: str | None
     path: str | None
     images: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         name = self.digest or self.path or "?"
+        if self.uses:
+            return f"{name} ({_listed(self.uses, 2)})"
         return f"{name} (needed by {_listed(self.images, 2)})" if self.images else name
 
 
@@ -153,12 +161,12 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What `PfStore.gc` removed, or with `dry_run` would remove.
+    """What `PfStore.gc` or `collect_garbage` removed, or with `dry_run` would remove.
 
     Attributes:
-        freed: Blobs removed.
-        freed_bytes: What they and leftover temporary files took on disk.
-        kept: Blobs that stay.
+        freed: Blobs removed, or packs of blobs.
+        freed_bytes: What they took, and what killed processes had left of others.
+        kept: Blobs, or packs, that stay.
         dry_run: Whether nothing was removed in truth.
     """
 
@@ -209,6 +217,7 @@ class PushReport:
         skipped: Blobs that were there already.
         bytes_sent: Encoded bytes of the blobs sent.
         seconds: How long it took.
+        retries: Requests that had to be made again.
     """
 
     ref: str
@@ -216,9 +225,10 @@ class PushReport:
     skipped: int
     bytes_sent: int
     seconds: float
+    retries: int = 0
 
     def __str__(self) -> str:
-        return _table(f"pushed {self.ref}", _moved("sent", self.sent, self.bytes_sent, self.skipped, self.seconds))
+        return _table(f"pushed {self.ref}", _moved("sent", self.sent, self.bytes_sent, self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +240,11 @@ class PullReport:
         fetched: Blobs fetched.
         skipped: Blobs that were here already.
         bytes_fetched: Encoded bytes of the blobs fetched.
-        signature: What the signature proves: `verified` (by a key that is trusted) or `self-signed` (by the public key: nothing).
+        signature: What the signature proves: `verified` (by a key that is trusted) or `self-signed` (nothing).
         seconds: How long it took.
+        retries: Requests that had to be made again.
+        signer: Fingerprint of the public key that checks the signature, as `sha256:…`; None where a secret does. Who that is, a
+            signature that is self-signed does not prove.
     """
 
     image: str
@@ -240,16 +253,20 @@ class PullReport:
     bytes_fetched: int
     signature: str
     seconds: float
+    retries: int = 0
+    signer: str | None = None
 
     def __str__(self) -> str:
-        rows = _moved("fetched", self.fetched, self.bytes_fetched, self.skipped, self.seconds)
-        return _table(f"pulled {self.image}", [*rows, ("signature", self.signature)])
+        rows = _moved("fetched", self.fetched, self.bytes_fetched, self)
+        by = f" by {self.signer}" if self.signer else ""
+        return _table(f"pulled {self.image}", [*rows, ("signature", f"{self.signature}{by}")])
 
 
-def _moved(verb: str, items: int, size: int, skipped: int, seconds: float) -> list[tuple[str, object]]:
-    rate = f" ({human_size(size / seconds)}/s)" if seconds > 0 else ""
-    rows = [(verb, f"{items:,} blobs, {human_size(size)}"), ("skipped", f"{skipped:,} blobs"), ("took", f"{seconds:.2f} s{rate}")]
-    return [*rows]
+def _moved(verb: str, items: int, size: int, report: PushReport | PullReport) -> list[tuple[str, object]]:
+    rate = f" ({human_size(size / report.seconds)}/s)" if report.seconds > 0 else ""
+    rows: list[tuple[str, object]] = [(verb, f"{items:,} blobs, {human_size(size)}"), ("skipped", f"{report.skipped:,} blobs")]
+    rows.append(("took", f"{report.seconds:.2f} s{rate}"))
+    return [*rows, *([("retries", report.retries)] if report.retries else [])]
 
 
 @dataclass(frozen=True, slots=True)

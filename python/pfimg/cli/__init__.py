@@ -1,6 +1,6 @@
 """The command `pfimg`: arguments and printing only; what it does is done by the package.
 
-`app` is the frame, `exits` the codes and the errors; `images`, `registry`, `upkeep`, `bench` and `completions` hold the
+`app` is the frame, `exits` the codes and the errors; `images`, `registry`, `keys`, `upkeep`, `bench` and `completions` hold the
 subcommands; the rest reads arguments (`ids`, `units`, `npy`) or draws (`contents`, `draw`, `lineage`, `progress`). Results are
 printed when they are complete: a command that is interrupted has printed none.
 """
@@ -22,7 +22,8 @@ from .bench import bench
 from .completions import answer, completions
 from .exits import Exit, Failure, code_of, line_of
 from .images import checkout, diff, ls, rm, show, snapshot
-from .registry import clone, copy, exists, pull, push
+from .keys import keygen
+from .registry import clone, copy, exists, pull, push, signature
 from .upkeep import gc, stats, verify
 
 __all__ = ["main", "run"]
@@ -43,7 +44,7 @@ def command(context: click.Context) -> None:
 
 
 command.add_topic("Images", snapshot, ls, show, checkout, diff, rm)
-command.add_topic("Registries", push, pull, clone, copy, exists)
+command.add_topic("Registries", push, pull, clone, copy, exists, signature, keygen)
 command.add_topic("Upkeep", verify, gc, stats, bench, completions)
 
 

@@ -7,6 +7,7 @@ errors and progress bars go to stderr.
 import dataclasses
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from pfimg import PfStore, config
 from pfimg.types import Progress
 
 from .exits import Exit, Failure
-from .progress import bar
+from .progress import bar, events
 
 
 @dataclasses.dataclass
@@ -41,9 +42,9 @@ class App:
             raise Failure(Exit.NOT_FOUND, f"no store at {root}: `pfimg snapshot` makes one, --store names another")
         return PfStore.open(root)
 
-    def progress(self) -> AbstractContextManager[Callable[[Progress], None] | None]:
-        """A bar on stderr while the block runs; None where nobody watches."""
-        return bar()
+    def progress(self, *, of_registry: bool = False) -> AbstractContextManager[Callable[[Progress], None] | None]:
+        """Bars on stderr while the block runs, or with `--json` events of what moves to or from a registry; None otherwise."""
+        return events() if of_registry and self.as_json and not sys.stderr.isatty() else bar()
 
     def emit(self, document: Any, text: str) -> None:
         """Prints a result: with `--json` the document (reports are turned into objects), else the text."""
@@ -76,7 +77,7 @@ def _common() -> list[click.Parameter]:
     default = "[default: $PF_STORE, else ~/.processfork]"
     return [
         option("--store", "store_dir", type=directory, metavar="DIR", help=f"The store. {default}"),
-        option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        option("--json", "as_json", is_flag=True, help="Print one JSON document, and progress of transfers on stderr."),
         option("--debug", "debug", is_flag=True, help="Print the trace of an error."),
     ]
 

@@ -120,13 +120,18 @@ def _json_lines(file: Iterable[bytes] | None, option: str) -> list[dict[str, Any
 
 
 @click.command(cls=Command)
-@click.option("-n", "--limit", type=click.IntRange(min=0), metavar="N", help="Only the newest N.")
+@click.argument("ref", required=False)
+@click.option("-n", "--limit", type=click.IntRange(min=0), metavar="N", help="Only the first N.")
 @pass_app
-def ls(app: App, limit: int | None) -> None:
+def ls(app: App, ref: str | None, limit: int | None) -> None:
     """List the images and how they descend from one another.
 
-    Newest first; * has its parent below it, o has none in this store.
+    Newest first; * has its parent below it, o has none in this store. With REF: what a registry has there, as references.
     """
+    if ref is not None:
+        found = pfimg.list_images(ref)[:limit]
+        app.emit(found, "\n".join(found) or f"no images at {ref}")
+        return
     store = app.store()
     partial = set(store.partial_images())
     manifests = dict(_manifests(store))
@@ -214,12 +219,15 @@ def diff(app: App, a: str, b: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete)
+@click.argument("images", metavar="IMAGE|REF...", nargs=-1, required=True, shell_complete=complete)
 @pass_app
 def rm(app: App, images: tuple[str, ...]) -> None:
-    """Remove images. Their blobs stay until `pfimg gc`."""
-    store = app.store()
-    ids = [resolve(store, image) for image in images]
-    for id in ids:
-        store.remove_image(id)
-    app.emit({"removed": ids}, "\n".join(ids))
+    """Remove images, of the store or by REF of a registry. Their blobs stay until `pfimg gc`."""
+    ids = {image: resolve(app.store(), image) for image in images if "://" not in image}
+    for image in images:
+        if image in ids:
+            app.store().remove_image(ids[image])
+        else:
+            pfimg.remove_image(image)
+    removed = [ids.get(image, image) for image in images]
+    app.emit({"removed": removed}, "\n".join(removed))

@@ -1,5 +1,11 @@
-"""Progress bars on stderr, on a terminal only: what is being done, how far, how fast, and how long it will still take."""
+"""Progress on stderr: what is being done, how far, how fast, and how long it will still take.
 
+A person at a terminal gets bars. A program that asked for JSON gets, of what moves to or from a registry, an object a line, at
+least one for each phase and about one a second; anybody else gets nothing.
+"""
+
+import dataclasses
+import json
 import os
 import sys
 import time
@@ -7,6 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pfimg.types import Progress, human_size
+
+
+@contextmanager
+def events() -> Iterator[Callable[[Progress], None]]:
+    """Yields the callable that a long call feeds with events, for programs."""
+    shown: dict[str, float] = {}
+
+    def show(event: Progress) -> None:
+        now = time.monotonic()
+        if event.done == event.total or now >= shown.get(event.phase, 0) + 1:
+            shown[event.phase] = now
+            print(json.dumps({"event": "progress"} | dataclasses.asdict(event)), file=sys.stderr, flush=True)  # noqa: T201
+
+    yield show
 
 
 @contextmanager
@@ -41,4 +61,11 @@ def bar() -> Iterator[Callable[[Progress], None] | None]:
 def _amount(event: Progress, seconds: float) -> str:
     items = f"{event.done:,} of {event.total:,}" if event.total else f"{event.done:,}"
     volume = f"{human_size(event.bytes)} of {human_size(event.total_bytes)}" if event.total_bytes else human_size(event.bytes)
-    return f"{items} · {volume} · {human_size(event.bytes / seconds)}/s" if event.bytes and seconds else items
+    if not event.bytes or not seconds:
+        return items
+    parts = [items, volume, f"{human_size(event.bytes / seconds)}/s"]
+    if event.in_flight:
+        parts.append(f"{event.in_flight} in flight")
+    if event.retries:
+        parts.append(f"{event.retries} retried")
+    return " · ".join(parts)

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import click
 
+import pfimg
 from pfimg import config
 
 from .app import App, Command, pass_app
@@ -25,6 +26,7 @@ def verify(app: App, repair_from: tuple[str, ...]) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("ref", required=False)
 @click.option(
     "--grace",
     callback=duration,
@@ -37,9 +39,17 @@ def verify(app: App, repair_from: tuple[str, ...]) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @pass_app
-def gc(app: App, grace: float, max_bytes: int | None, dry_run: bool) -> None:
-    """Remove blobs that no image and no pin needs."""
-    report = app.store().gc(grace_seconds=grace, max_bytes=max_bytes, dry_run=dry_run)
+def gc(app: App, ref: str | None, *, grace: float, max_bytes: int | None, dry_run: bool) -> None:
+    """Remove blobs that no image and no pin needs.
+
+    With REF: from a directory or bucket that is a registry, what none of its images needs.
+    """
+    if ref is None:
+        report = app.store().gc(grace_seconds=grace, max_bytes=max_bytes, dry_run=dry_run)
+    elif max_bytes is not None:
+        raise Failure(Exit.USAGE, "--max-bytes is for a store; a registry keeps what its images need and nothing else")
+    else:
+        report = pfimg.collect_garbage(ref, grace_seconds=grace, dry_run=dry_run)
     app.emit(report, str(report))
 
 

@@ -10,20 +10,25 @@ among the entry points of installed packages:
     mem = "my_package:MemTransport"
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 
-from pfimg._core import Manifest
-from pfimg.errors import UnsupportedScheme
+from pfimg._core import CarFrame, Manifest, PackIndex
+from pfimg.errors import Conflict, UnsupportedScheme
 from pfimg.registries.refs import SCHEMES, AnyRef, ImageRef, OtherRef
 from pfimg.types import BlobStore, Buffer, LayerSet, PullReport, PushReport, StrPath
 
 MANIFEST_BYTES: Final = 1 << 20
 """Largest manifest that is read, in bytes."""
 
+PACK_INDEX_BYTES: Final = 1 << 30
+"""Largest index of packs that is read, in bytes."""
+
+_FLOAT: Final = b"fpl"
 _GROUP: Final = "pfimg.registries"
 
 
@@ -43,6 +48,30 @@ class StoredBlob:
     path: Path | None
     read: Callable[[], bytes]
 
+    def is_float(self) -> bool:
+        """Whether it is a float frame, which its first bytes tell."""
+        if self.path is None:
+            return self.read().startswith(_FLOAT)
+        with self.path.open("rb") as file:
+            return file.read(len(_FLOAT)) == _FLOAT
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What the requests of a transport have come to; whoever shows progress reads it from another thread.
+
+    Attributes:
+        retries: Requests that were made again.
+        in_flight: Requests that have no answer yet.
+        found: Blobs of those given to `send` that turned out to be there already.
+        found_bytes: The bytes of their frames.
+    """
+
+    retries: int = 0
+    in_flight: int = 0
+    found: int = 0
+    found_bytes: int = 0
+
 
 class Sink(Protocol):
     """Where a transport delivers what it fetches: digests, each with its frame. Everything is verified there.
@@ -61,11 +90,16 @@ class Sink(Protocol):
 class Transport(Protocol):
     """All that an adapter writes: input and output for one place, no decisions.
 
-    What goes wrong is raised: BackendError (RegistryTimeout) for a service, the system's own errors for the local file system.
+    A factory makes a new one for each push and pull, which may therefore remember what it has seen. What goes wrong is raised:
+    BackendError (RegistryTimeout) for a service, the system's own errors for the local file system.
+
+    One that copies the files it is given says so with an attribute `copies_files`, which is True; any other gets blobs as frames
+    in memory, read and verified many at once, and only large ones as files. One that counts its requests has an attribute
+    `traffic`. One that cannot write says so with an attribute `read_only`, which is what to do instead.
     """
 
     def missing(self, digests: Sequence[str]) -> set[str]:
-        """Those of the digests whose blobs are not there."""
+        """Those of the digests whose blobs are not there. A push asks once, with all that the image refers to, in walk order."""
 
     def send(self, items: Iterable[StoredBlob]) -> None:
         """Stores blobs; those that are there already may be sent again. When it returns they are there to stay."""
@@ -77,10 +111,216 @@ class Transport(Protocol):
         """The image's manifest and its signature; None when it has none. Reading stops at `MANIFEST_BYTES`, `SIGNATURE_BYTES`."""
 
     def publish(self, ref: AnyRef, manifest: bytes, signature: bytes) -> AnyRef:
-        """Makes an image visible whose blobs have been sent; returns the reference under which it is."""
+        """Makes an image visible whose blobs have been sent; returns the reference under which it is.
+
+        BlobNotFound when something that was there before is gone: once, `missing` is then asked again, and what it names sent.
+        """
 
     def exists(self, ref: AnyRef) -> bool:
         """Whether an image is there. False only where that is certain: who may not look, or cannot, raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack to send: frames one after another, and the index that tells which.
+
+    Attributes:
+        name: SHA-256 of the content, in hexadecimal.
+        content: The frames; what lies in a file is mapped.
+        index: Of this pack alone.
+    """
+
+    name: str
+    content: Buffer
+    index: PackIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Some bytes of a pack."""
+
+    pack: str
+    offset: int
+    length: int
+
+
+@runtime_checkable
+class PackTransport(Transport, Protocol):
+    """A transport that can keep many blobs in one object, for services where small objects are dear.
+
+    Attributes:
+        pack_bytes: About how many bytes a pack should have here.
+        packs_above: A push with the layout `auto` packs an image of more blobs than this; None says that it never does.
+    """
+
+    pack_bytes: int
+    packs_above: int | None
+
+    def packs_of_image(self) -> PackIndex | None:
+        """The packs of the image that `read_manifest` has returned; None when it has none."""
+
+    def packs_here(self, ref: AnyRef, digests: Sequence[str]) -> PackIndex:
+        """Packs that are there already, and that an image under this reference may use; as far as needed for these blobs."""
+
+    def send_packs(self, packs: Iterable[Pack]) -> None:
+        """Stores packs. When it returns they are there to stay."""
+
+    def fetch_ranges(self, ranges: Sequence[Range], deliver: "Callable[[int, Buffer], None]") -> None:
+        """Delivers ranges, each with its place in the sequence, in any order, from the thread that called.
+
+        BlobNotFound for a pack that is not there; a range that is not answered in full is a BackendError.
+        """
+
+    def publish_packed(self, ref: AnyRef, manifest: bytes, signature: bytes, packs: PackIndex) -> AnyRef:
+        """Makes an image visible whose blobs are in these packs, where the reference implementation does not take it for one.
+
+        Returns the reference under which it is.
+        """
+
+
+@runtime_checkable
+class ImageTransport(Transport, Protocol):
+    """A transport that sends an image as one, because what it is called there follows from all of its bytes.
+
+    Its `send` and `publish` are not called.
+
+    Attributes:
+        codec: How blobs are encoded, unless the caller says otherwise.
+    """
+
+    codec: str
+
+    def send_image(
+        self,
+        ref: AnyRef,
+        manifest: bytes,
+        signature: bytes,
+        frames: Mapping[str, CarFrame],
+        tick: Callable[[int, int, int], None],
+    ) -> AnyRef:
+        """Sends what is not there of an image; returns the reference under which it is.
+
+        `tick` is told how many blobs and bytes of frames have gone out, of how many: blobs done, blobs in all, bytes done.
+        """
+
+
+@runtime_checkable
+class Lister(Protocol):
+    """A transport that can tell which images are where its reference leads."""
+
+    def images(self) -> Sequence[AnyRef]:
+        """References of the images beside its own, and of that; they need not have been looked into. Empty where nothing is."""
+
+
+@runtime_checkable
+class Remover(Protocol):
+    """A transport that can take images away. Their blobs stay."""
+
+    def remove(self, ref: AnyRef) -> None:
+        """Takes away the image of this very name; the error of one that is not there when it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lying:
+    """An object that lies in a place and that nothing may need.
+
+    Attributes:
+        name: Below the root of the tree.
+        size: In bytes.
+        age: Seconds since it was written, or found by a push.
+    """
+
+    name: str
+    size: int
+    age: float
+
+
+class Root(NamedTuple):
+    """An image that needs what lies in a place: its manifest, and the packs that hold its blobs if any do."""
+
+    ref: AnyRef
+    manifest: bytes
+    packs: tuple[str, ...]
+
+
+@runtime_checkable
+class Sweeper(Transport, Protocol):
+    """A transport of a place from which garbage is removed from here.
+
+    Attributes:
+        sweep_items: So many objects are removed at a time.
+    """
+
+    sweep_items: int
+
+    def hold(self) -> AbstractContextManager[None]:
+        """While it lasts, nothing is swept: for a push, from its first look at what is there until its image is visible."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Waits until nobody holds the place, and keeps others from it while it lasts."""
+
+    def roots(self) -> Iterator[Root]:
+        """All images."""
+
+    def objects(self) -> Iterator[Lying]:
+        """Blobs, packs, and what killed processes have left of those."""
+
+    def sweep(self, objects: Sequence[Lying], grace: float) -> Sequence[Lying]:
+        """Removes objects, alone; leaves those that have become younger than the grace period. Returns what was removed."""
+
+
+def holding(transport: object) -> AbstractContextManager[None]:
+    """Keeps what lies in a transport's place from being swept, where that happens."""
+    hold: Callable[[], AbstractContextManager[None]] = getattr(transport, "hold", nullcontext)
+    return hold()
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """A transport that can see to it that a push replaces what it is meant to replace, and nothing else."""
+
+    def expect(self, ref: AnyRef, expected: "Expectation") -> None:
+        """Told before anything is sent what may be replaced. Checks that at once, and again in the moment of publishing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a push may replace.
+
+    Attributes:
+        image: Id of the image that has to be there; None when there has to be none.
+    """
+
+    image: str | None
+
+    def check(self, ref: AnyRef, manifest: bytes | None) -> None:
+        """Conflict unless this manifest, or none, is what is expected at the reference."""
+        found = None if manifest is None else Manifest.from_json(manifest).id
+        if found != self.image:
+            here, wanted = found or "no image", self.image or "none"
+            raise Conflict(
+                f"{ref}: {here} is there, where {wanted} was expected: nothing was replaced; pull it first", image=found
+            )
+
+
+@runtime_checkable
+class FloatTransport(Protocol):
+    """A transport that can keep blobs as float frames too, which only this software reads."""
+
+    def admit_floats(self) -> None:
+        """Told first of all where float frames are welcome.
+
+        A blob that is there as a float frame is then not `missing`, those that are sent may be float frames (`is_float` tells),
+        and an image is published where the reference implementation does not take it for one.
+        """
+
+
+@runtime_checkable
+class Neighbour(Protocol):
+    """A transport of which the service may copy blobs by itself, from places of its own."""
+
+    def comes_from(self, source: Transport) -> None:
+        """Told before a copy where it comes from. What the service has taken over from there is not `missing`."""
 
 
 class Registry(Protocol):
@@ -153,14 +393,14 @@ def connect(ref: AnyRef, **options: object) -> Transport | Registry:
     factory = _factory(ref.scheme)
     if factory is None:
         spoken = ", ".join(f"{scheme}://" for scheme in schemes())
-        raise UnsupportedScheme(f"{ref}: this version of pfimg does not speak {ref.scheme}:// yet; it speaks {spoken}")
+        raise UnsupportedScheme(f"{ref}: no adapter for {ref.scheme}:// is here; there are some for {spoken}")
     return factory(ref, **options)
 
 
-def blob_name(digest: str) -> str:
-    """Where a blob's frame lies below the root of a registry that has the tree layout."""
+def blob_name(digest: str, suffix: str = ".zst") -> str:
+    """Where a blob's frame lies below the root of a registry that has the tree layout; a float frame by the suffix `.fpl`."""
     algorithm, _, hex_digits = digest.partition(":")
-    return f"blobs/{algorithm}/{hex_digits[:2]}/{hex_digits}.zst"
+    return f"blobs/{algorithm}/{hex_digits[:2]}/{hex_digits}{suffix}"
 
 
 def _factory(scheme: str) -> Factory | None:

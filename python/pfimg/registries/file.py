@@ -1,53 +1,52 @@
-"""`file://`: images in a directory, on this machine's disk, a mounted one or a USB stick.
+"""`file://`: images in a directory, on this machine's disk, a mounted one or a USB stick, in the tree layout (`registries.tree`).
 
-    manifest.json, manifest.json.sig     the unnamed image, as the reference implementation knows it
-    blobs/sha256/<aa>/<64 hex>.zst       the blobs of all images, as in a store; nothing else lies below `blobs/`
-    pfimg/images/<name>.json             an image with a name
-    pfimg.json                           what differs from the published format, if anything does
+Blobs are copied by the core, which verifies every one on its way, and syncs whole batches. Manifest and signature, and named
+images, are staged beside their place, synced and renamed.
 
-Blobs are copied by the core, which verifies every one on its way, and syncs whole batches. Replacing the unnamed image stages
-both files and renames them back to back, the signature first, so that a new image never shows without its signature. A reader
-that sees two files which do not belong together reads both again; a kill between the two renames leaves that image refused until
-it is pushed again.
-
-A named image is one JSON document and is therefore replaced at once: `pfimg` is 1, `manifest` and `signature` are the text of the
-two files. Before the first one is written, the directory's description lists the feature `names`. The images of a directory whose
-description says `blake3` always have a name, `default` where none is given, since the reference could not read them.
-
-Limits: nothing is ever removed here, neither blobs that no image needs any more nor what a killed process staged.
+Whoever shows or takes away an image holds a lock on the directory meanwhile (flock, which leaves nothing behind), so that a push
+which expects a certain image replaces that one. A push shares a lock on `blobs/`, which a sweep takes for itself. On a file
+system without locks a sweep is refused, and so is a push that expects something.
 """
 
 import errno
-import json
+import fcntl
 import os
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pfimg import signing
 from pfimg._core import Store
-from pfimg.errors import FormatError, LimitExceeded
-from pfimg.registries.base import MANIFEST_BYTES, Sink, StoredBlob, blob_name
-from pfimg.registries.refs import AnyRef, FileRef
-from pfimg.signing import SIGNATURE_BYTES, Key
+from pfimg.errors import BackendError, BlobNotFound, FormatError, LimitExceeded, RegistryError
+from pfimg.registries.base import Lying, Pack, Range, Sink, StoredBlob, blob_name
+from pfimg.registries.refs import NAME, AnyRef, FileRef
+from pfimg.registries.tree import (
+    DESCRIPTION,
+    MANIFEST,
+    NAMED,
+    PACKS,
+    ListedTree,
+    check_algorithm,
+    index_name,
+    pack_name,
+    packs_among,
+)
+from pfimg.signing import Key
 from pfimg.transfer import TransportRegistry
+from pfimg.types import Buffer
 
-_MANIFEST: Final = "manifest.json"
-_SIGNATURE: Final = "manifest.json.sig"
-_DESCRIPTION: Final = "pfimg.json"
-_NAMED: Final = "pfimg/images"
-_DEFAULT: Final = "default"
-# A document escapes quotes and control characters, so that it is longer than what it holds.
-_NAMED_BYTES: Final = 2 * (MANIFEST_BYTES + SIGNATURE_BYTES)
-# How long to wait for a writer that is between its two renames, before each time that both files are read again.
-_REREAD_SECONDS: Final = (0.01, 0.05, 0.2)
 # What lands together: files share their syncs, frames in memory are bounded.
 _BATCH_ITEMS: Final = 4096
 _BATCH_BYTES: Final = 256 << 20
+# What a file system says that knows no locks, or none on directories; those on a network want a file that can be written.
+_NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EISDIR)
+_LOCK: Final = ".lock"
+# Between two attempts to be alone.
+_POLL_SECONDS: Final = 0.01
 
 
 class FileRegistry(TransportRegistry):
@@ -66,20 +65,28 @@ class FileRegistry(TransportRegistry):
         super().__init__(FileTransport, ("file",), sign_key=sign_key)
 
 
-class FileTransport:
+class FileTransport(ListedTree):
     """The transport for one directory. `jobs` changes nothing: the core's threads do the work."""
+
+    copies_files = True
+    sweep_items = 256
+    pack_bytes = 32 << 20
+    packs_above: int | None = None  # small files are what file systems are for
 
     def __init__(self, ref: FileRef, *, jobs: int | None = None) -> None:  # noqa: ARG002 - every transport is given it
         self.root = ref.path
+        self._held: ExitStack | None = None
+        self._holds = False
+
+    def admit_floats(self) -> None:
+        """See FloatTransport. The core describes the directory before it stores the first one."""
+        self._admits_floats = True
 
     def missing(self, digests: Sequence[str]) -> set[str]:
         """See Transport; a directory that is not there lacks all."""
         here = self._store if self._is_described() else None
         algorithm = here.digest if here else "sha256"
-        for digest in digests:
-            if not digest.startswith(f"{algorithm}:"):
-                message = f"blob {digest} cannot be put into {self.root}, whose digests are {algorithm}: use another directory"
-                raise FormatError(message, digest=digest)
+        check_algorithm(digests, algorithm, str(self.root), "directory")
         found = here.has_many(digests) if here else [False] * len(digests)
         return {digest for digest, is_there in zip(digests, found, strict=True) if not is_there}
 
@@ -95,49 +102,150 @@ class FileTransport:
                 batch, size = [], 0
         self._land(batch)
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """See Sweeper. What is not there yet is held once it is made; where there are no locks nothing can be swept either."""
+        with ExitStack() as self._held:
+            if self._is_described():
+                self._hold()
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """See Sweeper. Only tries, so that nobody queues behind it."""
+        while True:
+            with ExitStack() as stack:
+                try:
+                    _lock(self.root / "blobs", fcntl.LOCK_EX | fcntl.LOCK_NB, stack)
+                except BlockingIOError:
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                yield
+                return
+
+    def objects(self) -> Iterator[Lying]:
+        """See Sweeper."""
+        for name in ("images", "partial", "pins"):
+            if _is_there(self.root / name):
+                message = f"{self.root} is a store ({name} is there), whose images are no images of a registry: use `pfimg gc`"
+                raise RegistryError(message, code="not_offered")
+        if not self._is_described():
+            raise self.absent("blobs")
+        now = time.time()
+        for name in (f"blobs/{self.description()['digest']}", PACKS, NAMED, ""):
+            yield from _lying(self.root, name, now)
+
+    def sweep(self, objects: Sequence[Lying], grace: float) -> Sequence[Lying]:
+        """See Sweeper."""
+        now = time.time()
+        removed = []
+        for lying in objects:
+            path = self.root / lying.name
+            if (found := _stat(path)) is not None and _age(found, now) >= grace:
+                path.unlink(missing_ok=True)
+                removed.append(lying)
+        return removed
+
     def fetch(self, digests: Sequence[str], sink: Sink) -> None:
         """See Transport."""
-        sink.files([(digest, f"{self.root}/{blob_name(digest)}") for digest in digests])
+        floats = set(Store(self.root).float_blobs(digests)) if self.has_floats else set()
+        names = (blob_name(digest, ".fpl" if digest in floats else ".zst") for digest in digests)
+        sink.files([(digest, f"{self.root}/{name}") for digest, name in zip(digests, names, strict=True)])
 
-    def read_manifest(self, ref: AnyRef) -> tuple[bytes, bytes | None]:
-        """See Transport; FileNotFoundError when no image is there."""
-        if self._is_described():
-            _ = self._store  # refuses a directory of a kind that this version does not know
-        name = _name(ref)
-        if name is None and (found := self._read_unnamed()) is not None:
-            return found
-        path = self._named_path(name or _DEFAULT)
-        if (document := _read(path, _NAMED_BYTES)) is not None:
-            return _unpack(document, path)
-        raise FileNotFoundError(errno.ENOENT, "there is no image here", str(path if name else self.root / _MANIFEST))
+    def images(self) -> Sequence[AnyRef]:
+        """See Lister."""
+        names = sorted(path.stem for path in (self.root / NAMED).glob("*.json") if NAME.fullmatch(path.stem))
+        return [*([FileRef(self.root)] if self.has_object(MANIFEST) else []), *(FileRef(self.root, name) for name in names)]
 
-    def publish(self, ref: AnyRef, manifest: bytes, signature: bytes) -> AnyRef:
-        """See Transport."""
-        name = _name(ref) or (None if self._store.digest == "sha256" else _DEFAULT)
-        if name is None:
-            _replace(self.root, {_SIGNATURE: signature, _MANIFEST: manifest})
-        else:
-            self._describe_names()
-            path = self._named_path(name)
-            _make(path.parent)
-            document = {"pfimg": 1, "manifest": manifest.decode(), "signature": signature.decode()}
-            _replace(path.parent, {path.name: _json(document)})
-        return FileRef(self.root, name) if isinstance(ref, FileRef) else ref
+    def send_packs(self, packs: Iterable[Pack]) -> None:
+        """See PackTransport."""
+        self._hold()
+        _make(self.root / PACKS)
+        for pack in packs:
+            _replace(self.root, {pack_name(pack.name): pack.content, index_name(pack.name): pack.index.to_bytes()})
 
-    def exists(self, ref: AnyRef) -> bool:
-        """See Transport."""
-        name = _name(ref)
-        return (name is None and _is_there(self.root / _MANIFEST)) or _is_there(self._named_path(name or _DEFAULT))
+    def fetch_ranges(self, ranges: Sequence[Range], deliver: Callable[[int, Buffer], None]) -> None:
+        """See PackTransport."""
+        for at, part in enumerate(ranges):
+            path = self.root / pack_name(part.pack)
+            try:
+                with path.open("rb") as file:
+                    content = os.pread(file.fileno(), part.length, part.offset)
+            except FileNotFoundError as error:
+                raise BlobNotFound(f"pack {path} is not there: push the image again", path=path) from error
+            if len(content) != part.length:
+                raise BackendError(f"{path} ends before byte {part.offset + part.length:,}: push the image again", path=path)
+            deliver(at, content)
+
+    def read_object(self, name: str, limit: int) -> bytes | None:
+        """See TreeTransport."""
+        return _read(self.root / name, limit)
+
+    def replace_objects(self, objects: Mapping[str, bytes]) -> None:
+        """See TreeTransport."""
+        with _locked(_made(self.root), demand=False):
+            self._replace_documents(objects)
+
+    def exchange_objects(self, objects: Mapping[str, bytes], check: Callable[[], None]) -> None:
+        """See TreeTransport."""
+        with _locked(_made(self.root), demand=True):
+            check()
+            self._replace_documents(objects)
+
+    def remove_objects(self, names: Sequence[str]) -> bool:
+        """See TreeTransport."""
+        if not _is_there(self.root / names[0]):
+            return False
+        with _locked(self.root, demand=False):
+            if not _is_there(self.root / names[0]):
+                return False
+            for path in (self.root / name for name in names):
+                path.unlink(missing_ok=True)
+                _sync(path.parent)
+        return True
+
+    def describe(self, feature: str) -> None:
+        """See TreeTransport."""
+        self._store.require_features([feature])
+
+    def has_object(self, name: str) -> bool:
+        """See TreeTransport."""
+        return _is_there(self.root / name)
+
+    def list_packs(self) -> Sequence[str]:
+        """See TreeTransport."""
+        return packs_among(path.name for path in (self.root / PACKS).glob("*"))
+
+    def show(self, name: str) -> str:
+        """See TreeTransport."""
+        return str(self.root / name)
+
+    def absent(self, name: str) -> Exception:
+        """See TreeTransport."""
+        return FileNotFoundError(errno.ENOENT, "there is no image here", self.show(name))
 
     @cached_property
     def _store(self) -> Store:
-        """The directory as a store of blobs, which is created when it is absent."""
+        """The directory as a store of blobs that everybody can read, or of all; it is created when it is absent."""
         _make(self.root)
-        return Store(self.root)
+        store = Store(self.root, codec="float") if self._admits_floats else Store(self.root, published=True)
+        self._hold()
+        return store
+
+    def _replace_documents(self, objects: Mapping[str, bytes]) -> None:
+        for directory in {(self.root / name).parent for name in objects}:
+            _make(directory)
+        _replace(self.root, objects)
+
+    def _hold(self) -> None:
+        """Shares the lock on blobs and packs, once, for as long as a push goes on."""
+        if self._held is not None and not self._holds:
+            self._held.enter_context(_locked(_made(self.root / "blobs"), demand=False, shared=True))
+            self._holds = True
 
     def _is_described(self) -> bool:
         """Whether there is a store already, so that looking creates nothing."""
-        return _is_there(self.root / "blobs") or _is_there(self.root / _DESCRIPTION)
+        return _is_there(self.root / "blobs") or _is_there(self.root / DESCRIPTION)
 
     def _land(self, batch: Sequence[StoredBlob]) -> None:
         if files := [(item.digest, item.path) for item in batch if item.path is not None]:
@@ -145,59 +253,37 @@ class FileTransport:
         if frames := [(item.digest, item.read()) for item in batch if item.path is None]:
             self._store.land_frames(frames)
 
-    def _read_unnamed(self) -> tuple[bytes, bytes | None] | None:
-        found = self._read_pair()
-        for seconds in _REREAD_SECONDS:
-            if found is None or signing.covers(*found):
-                break
-            time.sleep(seconds)
-            found = self._read_pair()
-        return found
-
-    def _read_pair(self) -> tuple[bytes, bytes | None] | None:
-        manifest = _read(self.root / _MANIFEST, MANIFEST_BYTES)
-        return None if manifest is None else (manifest, _read(self.root / _SIGNATURE, SIGNATURE_BYTES))
-
-    def _named_path(self, name: str) -> Path:
-        return self.root / _NAMED / f"{name}.json"
-
-    def _describe_names(self) -> None:
-        """Lists the feature `names` in the directory's description."""
-        document = _read(self.root / _DESCRIPTION, MANIFEST_BYTES)
-        values: dict[str, Any] = json.loads(document) if document else {"pfimg": 1, "digest": self._store.digest, "features": []}
-        if "names" not in values["features"]:
-            values["features"].append("names")
-            _replace(self.root, {_DESCRIPTION: _json(values)})
-
-
-def _name(ref: AnyRef) -> str | None:
-    # A directory may also be what somebody's own scheme stands for.
-    return ref.name if isinstance(ref, FileRef) else None
-
-
-def _unpack(document: bytes, path: Path) -> tuple[bytes, bytes]:
-    """Manifest and signature of a named image."""
-    try:
-        values = json.loads(document)
-        if values["pfimg"] == 1:
-            return values["manifest"].encode(), values["signature"].encode()
-        reason = f"version {values['pfimg']!r} is not known to this version of pfimg"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"it is not the document of a named image: {error!r}"
-    raise FormatError(f"{path}: {reason}", path=path)
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
-
 
 def _is_there(path: Path) -> bool:
     """False only when it is certain; who may not look gets PermissionError."""
+    return _stat(path) is not None
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        path.stat()
+        return path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return None
+
+
+def _age(found: os.stat_result, now: float) -> float:
+    """Zero for a time in the future."""
+    return max(now - found.st_mtime, 0.0)
+
+
+def _lying(root: Path, directory: str, now: float) -> Iterator[Lying]:
+    """Files below a directory; those of the root itself are all that is looked at there."""
+    try:
+        entries = sorted(os.scandir(root / directory), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        name = f"{directory}/{entry.name}" if directory else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if directory:
+                yield from _lying(root, name, now)
+        elif (found := _stat(Path(entry.path))) is not None:
+            yield Lying(name, found.st_size, _age(found, now))
 
 
 def _read(path: Path, limit: int) -> bytes | None:
@@ -216,7 +302,7 @@ def _read(path: Path, limit: int) -> bytes | None:
     return content
 
 
-def _replace(directory: Path, files: dict[str, bytes]) -> None:
+def _replace(directory: Path, files: Mapping[str, Buffer]) -> None:
     """Gives files their content: all are staged and on stable storage before the first is renamed, in the order given."""
     suffix = f".{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
@@ -230,7 +316,37 @@ def _replace(directory: Path, files: dict[str, bytes]) -> None:
     finally:
         for name in files:
             (directory / f"{name}{suffix}").unlink(missing_ok=True)
-    _sync(directory)
+    for parent in {(directory / name).parent for name in files}:
+        _sync(parent)
+
+
+@contextmanager
+def _locked(directory: Path, *, demand: bool, shared: bool = False) -> Iterator[None]:
+    """Keeps others out of a directory meanwhile; a file system without locks is an error only if they are demanded."""
+    with ExitStack() as stack:
+        try:
+            _lock(directory, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, stack)
+        except OSError as error:
+            if demand or error.errno not in _NO_LOCKS:
+                raise
+        yield
+
+
+def _lock(directory: Path, kind: int, stack: ExitStack) -> None:
+    """Locks a directory until the stack is left; by a file in it where directories cannot be locked."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        fcntl.flock(stack.enter_context((directory / _LOCK).open("ab")), kind)
+
+
+def _made(directory: Path) -> Path:
+    _make(directory)
+    return directory
 
 
 def _make(directory: Path) -> None:

@@ -5,7 +5,7 @@
 | `file:///abs/dir[#name]`                                    | FileRef   | a directory                                         |
 | `s3://bucket[/prefix][#name]`, likewise `gs://` and `az://` | S3Ref     | an object store                                     |
 | `hf://user/repo[:tag][@revision][#name]`                    | HfRef     | a Hugging Face dataset repository; tag `main`       |
-| `ipfs://[cid]`                                              | IpfsRef   | a UnixFS directory; without a CID only to push to   |
+| `ipfs://[cid or name[/path]]`                               | IpfsRef   | a UnixFS directory; without a CID only to push to   |
 | `oci://host[:port]/repo[:tag][@sha256:…]`                   | OciRef    | a repository of an OCI registry; tag `latest`       |
 | `http://host[:port][/path]`, likewise `https://`            | HttpRef   | what a web server shows of a directory; read-only   |
 
@@ -26,6 +26,9 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 from pfimg.errors import BadRef, UnsupportedScheme
 
 _NAME: Final = r"[A-Za-z0-9._-]{1,128}"
+NAME: Final = re.compile(_NAME)
+"""What the name of an image is made of."""
+
 _LAST_PORT: Final = 65_535
 
 
@@ -128,14 +131,18 @@ class HfRef(ImageRef):
 
 @dataclass(frozen=True, slots=True)
 class IpfsRef(ImageRef):
-    """A directory by its CID. A push makes the CID, so there it is what the caller expects, or None."""
+    """A directory by its CID, or by a name of IPNS that leads to one, and for reading a path below it.
+
+    A push makes the CID, so there it is what the caller expects, or None.
+    """
 
     cid: str | None = None
+    path: str = ""
     scheme: ClassVar[str] = "ipfs"
     key_word: ClassVar[str | None] = "ipfs"
 
     def __str__(self) -> str:
-        return f"ipfs://{self.cid or ''}"
+        return f"ipfs://{self.cid or ''}{_suffix('/', self.path)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +255,11 @@ _HF: Final = _Form(
     ),
     lambda _, fields: HfRef(**fields),
 )
-_IPFS: Final = _Form("[cid]", re.compile(r"(?P<cid>[A-Za-z0-9_-]+)?"), lambda _, fields: IpfsRef(**fields))
+_IPFS: Final = _Form(
+    "[cid or name[/path]]",
+    re.compile(rf"(?:(?P<cid>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)(?:/(?P<path>{_KEY}*))?)?"),
+    lambda _, fields: IpfsRef(**fields | {"path": fields.get("path", "").strip("/")}),
+)
 _OCI: Final = _Form(
     "host[:port]/repo[:tag][@sha256:<64 hex>]",
     re.compile(
