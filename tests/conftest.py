@@ -1,5 +1,6 @@
 """What most tests need: an empty store, real KV pages, and settings that do not come from the machine."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +9,11 @@ import numpy.typing as npt
 import pytest
 
 import pfimg
+from pfimg.registries import base
 
 DATA = Path(__file__).parent / "data"
+
+pytest_plugins = ["tests.servers.fixtures"]
 
 
 class KvPages(NamedTuple):
@@ -25,6 +29,15 @@ def _settings_of_the_machine_do_not_count(monkeypatch: pytest.MonkeyPatch) -> No
     names = ["STORE", "SESSION_SECRET", *(f"{registry}_REG_SIGN_KEY" for registry in ("FILE", "S3", "IPFS", "HF", "OCI"))]
     for name in names:
         monkeypatch.delenv(f"PF_{name}", raising=False)
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    for name in ["PFIMG_HTTP_TOKEN", "PFIMG_TRUST", "PFIMG_KEY_PASSPHRASE", "NETRC", "SSL_CERT_FILE", "SSL_CERT_DIR", *proxies]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scheme outlives its test."""
+    monkeypatch.setattr(base, "_factories", dict(base._factories))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ RUST_ORDER = [
     "error", "limits",
     "path", "sha256", "digest", "codec", "io", "pool", "json",
     "manifest", "tree", "pages",
-    "layout", "store", "walk", "images",
+    "layout", "store", "arena", "walk", "pack", "car", "images",
     "capture", "restore",
     "verify", "gc",
 ]  # fmt: skip
@@ -31,6 +31,9 @@ CRATE_ROOMS = {
     "sha2": set(),  # for tests only
     "blake3": {"digest"},
     "ignore": {"capture"},
+    "bs58": {"car"},
+    "data_encoding": {"car"},
+    "murmur3": {"car"},
     "pyo3": set(),
 }  # fmt: skip
 
@@ -38,13 +41,24 @@ CRATE_ROOMS = {
 PYTHON_ORDER = [
     {"_core"},
     {"errors", "types", "config", "timestamps"},
-    {"registries.refs"},
-    {"signing", "effects", "environment", "registries.base"},
-    {"transit"},
-    {"transfer"},
-    {"registries.file"},
+    {"page_index", "uses"},
+    {"registries.refs", "asymmetric"},
+    {"keys"},
+    {"signing", "seen", "effects", "environment", "car", "registries.base", "registries.connections"},
+    {"transit", "packing", "registries.workers", "registries.tree", "registries.retries"},
+    {"places", "registries.web"},
+    {"fetching"},
+    {"transfer", "garbage"},
+    {"registries.file", "registries.http", "registries.oci.manifest", "registries.oci.credentials", "registries.s3.failures"}
+    | {"registries.hf.access", "registries.hf.failures", "registries.ipfs.node", "registries.ipfs.arrival"},
+    {"registries.oci.address", "registries.oci.auth", "registries.s3.access", "registries.ipfs.directory"},
+    {"registries.oci.repository", "registries.s3.bucket", "registries.hf.repository"},
+    {"registries.s3.leases", "registries.oci.referrer"},
+    {"registries.oci.transport", "registries.s3.transport", "registries.hf.transport", "registries.ipfs.transport"},
+    {"registries.oci", "registries.s3", "registries.hf", "registries.ipfs"},
     {"registries"},
     {"store"},
+    {"cache"},
     {"bench"},
     {"images"},
     {"compat"},

@@ -32,7 +32,7 @@ def test_it_measures_everything_and_leaves_nothing(pf: Command, tmp_path: Path) 
     assert all(found[name] > 0 for name in rates)
     assert list(found["codecs"]) == list(CODECS)
     assert found["codecs"]["store"]["size"] > 1  # frames have headers
-    assert 0.6 < found["codecs"]["zstd"]["size"] < 0.9
+    assert 0.6 < found["codecs"]["float"]["size"] < found["codecs"]["zstd"]["size"] < 0.9
     assert set(found["limits"]) == set(found["shares"]) == {"store", "store_synced", "load"}
     assert (found["directory"], found["page_bytes"], found["threads"]) == (str(tmp_path), 4096, _core.threads())
     assert found["kernel"] in _core.kernels()

@@ -41,6 +41,8 @@ def test_version_and_help(process: Start) -> None:
         "clone",
         "copy",
         "exists",
+        "signature",
+        "keygen",
         "verify",
         "gc",
         "stats",

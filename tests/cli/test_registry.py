@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,30 @@ def test_push_and_pull_tell_what_moved(pf: Command, image: str, ref: str, tmp_pa
     assert (fetched["image"], fetched["fetched"], fetched["signature"]) == (image, sent["sent"], "self-signed")
     assert [item["image"] for item in pf("ls", "--json", "--store", tmp_path / "other").json] == [image]
     assert image in pf("pull", ref).out
+
+
+def test_named_images_are_listed_and_removed(pf: Command, image: str, pushed: str) -> None:
+    assert pf("push", image, f"{pushed}#one").code == 0
+    assert pf("ls", pushed, "--json").json == [pushed, f"{pushed}#one"]
+    assert pf("ls", pushed).out.split() == [pushed, f"{pushed}#one"]
+    assert pf("rm", f"{pushed}#one", image, "--json").json == {"removed": [f"{pushed}#one", image]}
+    assert pf("ls", pushed, "--json").json == [pushed]
+    assert pf("ls", "--json").json == []
+    gone = pf("rm", f"{pushed}#one")
+    assert (gone.code, "no image here" in gone.line) == (3, True)
+    assert pf("rm", pushed).code == 0
+    assert "no images" in pf("ls", pushed).out
+
+
+def test_a_push_replaces_only_what_is_expected(pf: Command, image: str, sandbox: Path, ref: str) -> None:
+    newer = pf("snapshot", sandbox, "--agent", "newer").out.strip()
+    assert pf("push", newer, ref, "--expect", image).code == 1
+    assert pf("push", image, ref, "--expect", "none").code == 0
+    refused = pf("push", newer, ref, "--expect", "none")
+    assert (refused.code, f"{image} is there" in refused.line) == (1, True)
+    assert pf("push", newer, ref, "--expect", image[:20]).code == 0
+    assert pf("copy", ref, f"{ref}-2", "--expect", newer).code == 1
+    assert pf("copy", ref, f"{ref}-2", "--expect", "none").code == 0
 
 
 def test_clone_is_pull_and_checkout(pf: Command, image: str, pushed: str, sandbox: Path, tmp_path: Path) -> None:
@@ -90,6 +115,31 @@ def test_copy_goes_from_registry_to_registry(pf: Command, image: str, pushed: st
     assert pf("pull", target, "--store", tmp_path / "other", "--json").json["image"] == image
 
 
+def test_what_moves_can_be_packed_and_encoded_anew(pf: Command, image: str, tmp_path: Path) -> None:
+    packed = f"file://{tmp_path}/packed"
+    sent = pf("push", image, packed, "--layout", "packed", "--codec", "zstd", "--jobs", "2", "--json").json
+    assert sent["ref"] == f"{packed}#default"
+    assert list((tmp_path / "packed" / "packs").glob("*.pack"))
+    assert not list((tmp_path / "packed").glob("blobs/*/*/*"))
+    options = ("--codec", "store", "--layout", "reference", "--jobs", "2")
+    copied = pf("copy", packed, f"file://{tmp_path}/third", *options, "--json").json
+    assert copied["sent"] == sent["sent"]
+    assert pf("clone", packed, tmp_path / "back", "--jobs", "2", "--store", tmp_path / "other").code == 0
+    assert pf("pull", copied["ref"], "--jobs", "2", "--json", "--store", tmp_path / "other").json["fetched"] == 0
+    assert pf("push", image, packed, "--layout", "heap").code == 2
+
+
+def test_programs_get_progress_as_lines(pf: Command, image: str, ref: str, tmp_path: Path) -> None:
+    result = pf("push", image, ref, "--json")
+    events = [json.loads(line) for line in result.err.splitlines()]
+    assert {event["event"] for event in events} == {"progress"}
+    last = {event["phase"]: event for event in events}
+    assert list(last) == ["walk", "send"]
+    assert (last["send"]["done"], last["send"]["bytes"]) == (result.json["sent"], result.json["bytes_sent"])
+    assert last["send"].keys() >= {"total", "retries", "in_flight"}
+    assert pf("pull", ref, "--store", tmp_path / "other").err == ""
+
+
 def test_exists_answers_by_its_exit_code(pf: Command, pushed: str, tmp_path: Path) -> None:
     there, absent = pf("exists", pushed), pf("exists", f"file://{tmp_path}/nothing")
     assert (there.code, there.out, there.err) == (0, "yes\n", "")
@@ -103,7 +153,7 @@ def test_nothing_to_pull_is_not_found(pf: Command, tmp_path: Path) -> None:
     assert f"{tmp_path}/nothing" in result.line
 
 
-@pytest.mark.parametrize("bad", ["registry", "file://relative", "nosuch://place", "s3://bucket"])
+@pytest.mark.parametrize("bad", ["registry", "file://relative", "nosuch://place", "s3://"])
 def test_references_that_lead_nowhere_are_usage_errors(pf: Command, image: str, bad: str) -> None:
     for command in (["push", image, bad], ["pull", bad], ["exists", bad]):
         result = pf(*command)
@@ -118,3 +168,12 @@ def test_damage_in_a_registry_is_an_integrity_error(pf: Command, image: str, pus
     result = pf("pull", pushed, "--store", tmp_path / "other")
     assert (result.code, result.out) == (4, "")
     assert pf("ls", "--json", "--store", tmp_path / "other").json == []
+
+
+def test_ls_of_a_registry_prints_references(pf: Command, image: str, ref: str) -> None:
+    assert pf("ls", ref).out == f"no images at {ref}\n"
+    for name in ("", "#b", "#a"):
+        assert pf("push", image, f"{ref}{name}").code == 0
+    assert pf("ls", ref).out.splitlines() == [ref, f"{ref}#a", f"{ref}#b"]
+    assert pf("ls", f"{ref}#a", "--json", "-n", "2").json == [ref, f"{ref}#a"]
+    assert pf("ls", "vault://x").code == 2

@@ -78,3 +78,18 @@ def test_what_is_no_number_is_refused(text: str) -> None:
 def test_plurals() -> None:
     assert [plural(n, "directory") for n in (0, 1, 1234)] == ["0 directories", "1 directory", "1,234 directories"]
     assert plural(2, "page") == "2 pages"
+
+
+def test_gc_of_a_registry(pf: Command, image: str, tmp_path: Path) -> None:
+    ref = f"file://{tmp_path}/registry"
+    pf("push", image, ref)
+    pf("push", image, f"{ref}#one")
+    pf("rm", ref)
+    assert pf("gc", ref, "--grace", "0", "--json").json["freed"] == 0
+    pf("rm", f"{ref}#one")
+    told = pf("gc", ref, "--grace", "0", "--dry-run", "--json").json
+    assert told["freed"] > 0
+    assert "would be freed" in pf("gc", ref, "--grace", "0", "--dry-run").out
+    assert pf("gc", ref, "--grace", "0", "--json").json == {**told, "dry_run": False}
+    assert pf("gc", ref, "--max-bytes", "1M").code == 2
+    assert pf("gc", f"file://{tmp_path}/nothing").code == 3

@@ -1,10 +1,18 @@
-"""Float frames against golden vectors, which the Rust tests read too: a decoder written from docs/formats.md alone reads them."""
+"""Float frames against golden vectors, which the Rust tests read too: a decoder written from docs/formats.md alone reads them.
 
+In a store they lie as that document says, and the reference implementation does not take them for anything.
+"""
+
+import hashlib
 import json
 from pathlib import Path
 from typing import TypedDict
 
+import processfork
 import pytest
+
+import pfimg
+from pfimg import _core
 
 
 class Vector(TypedDict):
@@ -135,3 +143,52 @@ def decode(frame: bytes) -> bytes:
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector['width']}x{vector['length']}")
 def test_golden_frames_are_what_the_document_says(vector: Vector) -> None:
     assert decode(bytes.fromhex(vector["frame"])) == content_of(vector["width"], vector["length"])
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector['width']}x{vector['length']}")
+def test_a_store_keeps_golden_frames(tmp_path: Path, vector: Vector) -> None:
+    frame, content = bytes.fromhex(vector["frame"]), content_of(vector["width"], vector["length"])
+    hex_digits = hashlib.sha256(content).hexdigest()
+    digest = f"sha256:{hex_digits}"
+    # As another writer would put it there.
+    path = tmp_path / "blobs" / "sha256" / hex_digits[:2] / f"{hex_digits}.fpl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(frame)
+    store = pfimg.PfStore.open(tmp_path)
+    assert not store.has(digest)
+    (tmp_path / "pfimg.json").write_text('{"pfimg":1,"digest":"sha256","features":["codec:float"]}')
+    assert store.get(digest) == content
+    out = bytearray(len(content))
+    store.get_many([digest], out=[out])
+    assert out == content
+    assert store.read_frame(digest) == frame
+    assert store.verify().checked == 1
+    assert store.verify().ok
+    assert _core.decode_frame(frame, expect=digest) == content
+
+
+def test_what_a_store_writes_is_what_the_document_says(tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path, codec="float")
+    for width, dtype in ((1, "fp8e4m3"), (2, "bf16"), (4, "f32")):
+        meta = pfimg.CacheMeta(page_size_tokens=1, n_layers=1, n_heads=1, head_dim=8192 // width, dtype=dtype)
+        content = content_of(width, 8192)
+        page = store.put_pages(meta, [content], [content]).pages[0]
+        hex_digits = hashlib.sha256(content).hexdigest()
+        assert page.k == f"sha256:{hex_digits}"
+        frame = (tmp_path / "blobs" / "sha256" / hex_digits[:2] / f"{hex_digits}.fpl").read_bytes()
+        assert frame[4] == width
+        assert decode(frame) == content
+
+
+@pytest.mark.reference
+def test_the_reference_does_not_find_what_it_could_not_read(tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path, codec="float")
+    content = content_of(2, 8192)
+    meta = pfimg.CacheMeta(page_size_tokens=1, n_layers=1, n_heads=1, head_dim=4096, dtype="bf16")
+    digest = store.put_pages(meta, [content], [content]).pages[0].k
+    assert store.float_blobs([digest]) == [digest]
+    theirs = processfork.PfStore.open(str(tmp_path))
+    with pytest.raises(RuntimeError):
+        processfork.read_blob(theirs, digest)
+    assert processfork.put_blob(theirs, content) == digest
+    assert bytes(processfork.read_blob(theirs, digest)) == content == store.get(digest)

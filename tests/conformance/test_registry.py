@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,22 @@ def test_the_command_pulls_what_we_push(
     # The command leaves the image's id in a file of its own.
     (tmp_path / "out" / ".pfcid").unlink()
     assert listing(tmp_path / "out") == listing(odd_names)
+    pf("--store", tmp_path / "theirs", "verify")
+
+
+@needs_reference
+@pytest.mark.reference
+def test_the_command_does_not_take_an_image_that_it_could_not_read(tmp_path: Path, kv_pages: Any) -> None:
+    store = pfimg.PfStore.open(tmp_path / "store", codec="float")
+    image = pfimg.snapshot(store, agent="tester", cache=store.put_pages(kv_pages.meta, kv_pages.k[:2], kv_pages.v[:2]))
+    pfimg.push(store, image, url(tmp_path / "registry"), codec="float")
+    assert list((tmp_path / "registry").rglob("*.fpl"))
+    with pytest.raises(subprocess.CalledProcessError):
+        pf("--store", tmp_path / "theirs", "pull", url(tmp_path / "registry"))
+    assert list((tmp_path / "theirs").rglob("*.json")) == []
+    # Once it can be read in full, it is.
+    pfimg.push(store, image, url(tmp_path / "registry"))
+    pf("--store", tmp_path / "theirs", "pull", url(tmp_path / "registry"))
     pf("--store", tmp_path / "theirs", "verify")
 
 

@@ -209,3 +209,19 @@ store.restore_tree(store.put_tree({str(source)!r}), {str(tmp_path / "target")!r}
     # Each thread holds what one task read, and as much again while its memory grows.
     assert used - idle < min(count * size // 2, 64 * MEBIBYTE * threads())
     assert sum(path.stat().st_size for path in (tmp_path / "target").iterdir()) == count * size
+
+
+def test_clocks_that_jump_make_gc_keep_rather_than_lose(tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path / "store", durability="none")
+    digest = store.put(b"of no image")
+    [path] = visible(store.root)
+    # Written while the clock was a year ahead: young until the clock is there again.
+    ahead = path.stat().st_mtime + 365 * 86_400
+    os.utime(path, (ahead, ahead))
+    assert store.gc(grace_seconds=3600).freed == 0
+    # Written before the clock was set: old, until somebody puts the same bytes.
+    os.utime(path, (0, 0))
+    assert store.gc(grace_seconds=3600, dry_run=True).freed == 1
+    assert store.put(b"of no image") == digest
+    assert store.gc(grace_seconds=3600).freed == 0
+    assert store.get(digest) == b"of no image"

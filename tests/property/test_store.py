@@ -26,19 +26,31 @@ ALGORITHMS: dict[str, Callable[[bytes], str]] = {
 name_of = ALGORITHMS["sha256"]
 
 
-def path_of(root: Path, digest: str) -> Path:
+def path_of(root: Path, digest: str, suffix: str = ".zst") -> Path:
     algorithm, _, hex_digits = digest.partition(":")
-    return root / "blobs" / algorithm / hex_digits[:2] / f"{hex_digits}.zst"
+    return root / "blobs" / algorithm / hex_digits[:2] / (hex_digits + suffix)
 
 
-def place(root: Path, digest: str, frame: bytes) -> None:
-    path = path_of(root, digest)
+def file_of(root: Path, digest: str) -> Path:
+    """Where a blob that is there lies."""
+    float_file = path_of(root, digest, ".fpl")
+    return float_file if float_file.exists() else path_of(root, digest)
+
+
+def place(root: Path, digest: str, frame: bytes, suffix: str = ".zst") -> None:
+    path = path_of(root, digest, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(frame)
 
 
 def noise(length: int, seed: int) -> bytes:
     return np.random.default_rng(seed).bytes(length)
+
+
+def floats(length: int, seed: int) -> bytes:
+    """What pages of bf16 are like."""
+    numbers = np.random.default_rng(seed).standard_normal(length // 2 + 1, np.float32)
+    return numbers.view(np.uint16)[1::2].tobytes()[:length]
 
 
 # Around the sizes at which a frame's header changes, besides small ones.
@@ -48,9 +60,10 @@ LENGTHS = st.one_of(
 BLOBS = st.one_of(
     st.binary(max_size=300),
     st.builds(noise, LENGTHS, st.integers(0, 3)),
+    st.builds(floats, LENGTHS, st.integers(0, 3)),
     st.builds(lambda unit, length: (unit * (length // len(unit) + 1))[:length], st.binary(min_size=1, max_size=40), LENGTHS),
 )
-CODECS = st.sampled_from(["auto", "zstd", "store"])
+CODECS = st.sampled_from(["auto", "zstd", "store", "float"])
 LEVELS = st.integers(1, 6)
 DURABILITIES = st.sampled_from(["none", "group", "each"])
 
@@ -73,10 +86,15 @@ def test_whatever_was_put_comes_back(
         assert store.get_many(digests, out=outs, errors="mask") == [True] * len(order)
         assert outs == [blobs[n] for n in order]
         files = {path: path.read_bytes() for path in (Path(root) / "blobs").rglob("*") if path.is_file()}
-        assert set(files) == {path_of(Path(root), digest) for digest in want}
+        assert set(files) == {file_of(Path(root), digest) for digest in want}
         for blob, digest in zip(blobs, want, strict=True):
             assert store.get(digest) == blob
-            frame = files[path_of(Path(root), digest)]
+            frame = files[file_of(Path(root), digest)]
+            if file_of(Path(root), digest).suffix == ".fpl":
+                assert codec == "float"
+                assert len(frame) < len(blob)
+                assert _core.decode_frame(frame) == blob
+                continue
             assert zstandard.get_frame_parameters(frame).content_size == len(blob)
             assert zstandard.ZstdDecompressor().decompress(frame, read_across_frames=False, allow_extra_data=False) == blob
         assert store.physical_bytes() == sum(map(len, files.values()))
@@ -136,9 +154,13 @@ def damaged(file: bytes, data: st.DataObject) -> bytes:
 @given(BLOBS, CODECS, st.data())
 def test_what_is_damaged_is_never_returned(blob: bytes, codec: str, data: st.DataObject) -> None:
     digest = name_of(blob)
-    file = damaged(_core.encode_frame(blob, codec=codec), data)
+    frame = _core.encode_frame(blob, codec=codec)
+    suffix = ".fpl" if frame.startswith(b"fpl") else ".zst"
+    file = damaged(frame, data)
     with tempfile.TemporaryDirectory() as root:
-        store = pfimg.PfStore.open(root, durability="none")
+        if suffix == ".fpl":
+            (Path(root) / "pfimg.json").write_text('{"pfimg":1,"digest":"sha256","features":["codec:float"]}')
+        store = pfimg.PfStore.open(root, codec=codec, durability="none")
 
         def read_into() -> bytes:
             out = bytearray(len(blob))
@@ -147,7 +169,7 @@ def test_what_is_damaged_is_never_returned(blob: bytes, codec: str, data: st.Dat
 
         reads: Sequence[Callable[[], bytes]] = (lambda: store.get(digest), lambda: store.get_many([digest])[0], read_into)
         for read in reads:
-            place(store.root, digest, file)
+            place(store.root, digest, file, suffix)
             try:
                 # A flip in a bit that says nothing (the window, an unused flag) leaves the content what it was.
                 assert read() == blob
@@ -169,7 +191,7 @@ def test_pages_are_a_table_of_two_columns(data: st.DataObject) -> None:
     table: dict[int, tuple[bytes, bytes]] = {}
     manifest: pfimg.PageManifest | None = None
     with tempfile.TemporaryDirectory() as root:
-        store = pfimg.PfStore.open(root, durability="none")
+        store = pfimg.PfStore.open(root, codec=data.draw(CODECS), durability="none")
         for _ in range(data.draw(st.integers(1, 4))):
             first = data.draw(st.integers(0, 8))
             rows = data.draw(st.lists(st.tuples(row, row), max_size=5))
@@ -233,14 +255,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(digest=digests)
     def lose(self, digest: str) -> None:
-        path_of(self.store.root, digest).unlink(missing_ok=True)
+        file_of(self.store.root, digest).unlink(missing_ok=True)
         self.blobs.pop(digest, None)
         self.corrupt.discard(digest)
 
     @rule(digest=digests)
     def damage(self, digest: str) -> None:
         if digest in self.blobs:
-            place(self.store.root, digest, zstandard.compress(self.blobs[digest] + b"!"))
+            # A sound frame of another content, in the form that is there.
+            codec = "float" if (path := file_of(self.store.root, digest)).suffix == ".fpl" else "store"
+            path.write_bytes(_core.encode_frame(self.blobs[digest] + b"!!", codec=codec))
             self.corrupt.add(digest)
 
     @rule(name=st.sampled_from("abc"), digest=digests)
@@ -269,7 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.has_many(names) == [True] * len(names)
         assert self.store.pins() == self.pins
         assert {path for path in (self.store.root / "blobs").rglob("*") if path.is_file()} == {
-            path_of(self.store.root, digest) for digest in names
+            file_of(self.store.root, digest) for digest in names
         }
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import pfimg
+from pfimg.keys import SigningKey
 from pfimg.registries import FileRegistry, FileTransport
-from pfimg.signing import PUBLIC_KEY, SigningKey, sign
+from pfimg.signing import PUBLIC_KEY, sign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -219,7 +219,7 @@ def test_codec_and_level_belong_to_the_handle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec": "gzip"}, 'codec: "gzip" is none of auto, zstd, store'),
+        ({"codec": "gzip"}, 'codec: "gzip" is none of auto, zstd, store, float'),
         ({"durability": "always"}, 'durability: "always" is none of none, group, each'),
         ({"digest": "md5"}, '"md5" is neither sha256 nor blake3'),
         ({"level": 0}, "level: 0 is not within 1 and 22"),

@@ -12,6 +12,7 @@ from pfimg.errors import FormatError
 SECRETS = [
     "TOKEN", "HF_TOKEN", "TOKEN_FILE", "my_secret", "DB_PASSWORD", "PASSWD", "FTP_PWD", "API_KEY", "APIKEY", "X_APIKEY_Y",
     "AUTH", "BEARER", "SSH_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "stripe_key", "PRIVATE_KEY_ID",
+    "PFIMG_KEY_PASSPHRASE",
 ]  # fmt: skip
 HARMLESS = ["PWD", "OLDPWD", "HOME", "KEYBOARD", "KEY_BINDINGS", "TOKENIZERS_PARALLELISM", "AUTHOR", "MONKEY", "PASSWORDLESS", ""]
 

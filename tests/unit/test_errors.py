@@ -24,6 +24,7 @@ BUILT_INS: dict[type[errors.PfimgError], tuple[type[Exception], ...]] = {
     errors.BadRef: (errors.RegistryError, ValueError),
     errors.BackendError: (errors.RegistryError, OSError),
     errors.RegistryTimeout: (errors.BackendError, TimeoutError),
+    errors.Conflict: (errors.BackendError,),
     errors.SignatureError: (errors.RegistryError,),
 }
 PLACES = {"digest": "sha256:00", "path": "/a", "index": 0, "field": "pages[3].k", "offset": 0, "limit": 5}
@@ -73,6 +74,11 @@ def test_a_backend_error_tells_what_the_service_said() -> None:
     error = pickle.loads(pickle.dumps(errors.RegistryTimeout("slow", status=503, retryable=True)))
     assert (error.status, error.retryable, error.code) == (503, True, "timeout")
     assert (errors.BackendError("x").status, errors.BackendError("x").retryable) == (None, False)
+
+
+def test_a_conflict_tells_which_image_is_there() -> None:
+    error = pickle.loads(pickle.dumps(errors.Conflict("another is there", image="sha256:00")))
+    assert (error.image, error.status, error.retryable, error.code) == ("sha256:00", 412, False, "conflict")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,23 @@ META = pfimg.CacheMeta(page_size_tokens=1 << 10, n_layers=1, n_heads=1, head_dim
 
 @pytest.mark.parametrize(
     "name",
-    ["digest_of", "encode_frame", "decode_frame", "put", "get", "put_many", "get_many", "get_many out", "put_pages", "get_pages"],
+    [
+        "digest_of",
+        "encode_frame",
+        "decode_frame",
+        "put",
+        "get",
+        "put_many",
+        "get_many",
+        "get_many out",
+        "put_pages",
+        "get_pages",
+        "read_frames",
+        "check_blob",
+        "car plan",
+        "car chunk",
+        "car feed",
+    ],
 )
 def test_the_gil_is_free_while_bytes_are_worked_on(tmp_path: Path, counter: Counter, name: str) -> None:
     store = pfimg.PfStore.open(tmp_path, durability="none")
@@ -73,6 +89,8 @@ def test_the_gil_is_free_while_bytes_are_worked_on(tmp_path: Path, counter: Coun
     pages = store.put_pages(META, PAGES[:32], PAGES[32:])
     frame = _core.encode_frame(PAGES)
     out = np.empty_like(PAGES)
+    plan = pfimg.car.plan([("pages", PAGES)])
+    archive = b"".join(plan)
     calls: dict[str, Callable[[], object]] = {
         "digest_of": lambda: pfimg.digest_of(PAGES),
         "encode_frame": lambda: _core.encode_frame(PAGES, codec="zstd"),
@@ -84,6 +102,11 @@ def test_the_gil_is_free_while_bytes_are_worked_on(tmp_path: Path, counter: Coun
         "get_many out": lambda: store.get_many(digests, out=out),
         "put_pages": lambda: store.put_pages(META, PAGES[:32], PAGES[32:]),
         "get_pages": lambda: store.get_pages(pages),
+        "read_frames": lambda: store.read_frames(digests),
+        "check_blob": lambda: store.check_blob(digests[0]),
+        "car plan": lambda: pfimg.car.plan([("pages", PAGES)]),
+        "car chunk": lambda: next(iter(plan)),
+        "car feed": lambda: pfimg.car.Reader().feed(archive),
     }
     assert counter.counts_during(calls[name])
 

@@ -1,11 +1,12 @@
 """SHA-256 kernels: each gives the digests of hashlib, and only one that the processor has can be asked for.
 
-A kernel is chosen as the module is loaded, hence the processes.
+A kernel is chosen once, hence the processes.
 """
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,7 @@ assert store.put_many(array) == ["sha256:" + hashlib.sha256(row).hexdigest() for
 """
 
 
-def run(code: str, kernel: str | None, directory: os.PathLike[str]) -> subprocess.CompletedProcess[str]:
+def run(code: str, kernel: str | None, directory: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PFIMG_KERNEL"}
     if kernel is not None:
         environment["PFIMG_KERNEL"] = kernel
@@ -44,21 +45,69 @@ def run(code: str, kernel: str | None, directory: os.PathLike[str]) -> subproces
 
 
 @pytest.mark.parametrize("kernel", pfimg.kernels())
-def test_digests_are_those_of_hashlib(kernel: str, tmp_path: os.PathLike[str]) -> None:
+def test_digests_are_those_of_hashlib(kernel: str, tmp_path: Path) -> None:
     done = run(COMPARE, kernel, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-def test_unless_told_otherwise_it_is_one_that_the_processor_has(tmp_path: os.PathLike[str]) -> None:
+def test_unless_told_otherwise_it_is_one_that_the_processor_has(tmp_path: Path) -> None:
     assert pfimg.kernels()[-1] == "portable"
     done = run("import pfimg; print(pfimg.kernel())", None, tmp_path)
     assert done.stdout.strip() in pfimg.kernels()
 
 
+# What hashes, or will: each is refused, and what does not hash still works.
+REFUSED = """
+import pathlib, pfimg
+from pfimg import _core
+assert pfimg.kernels()
+manifest = pathlib.Path(MANIFEST).read_bytes()
+frame = _core.encode_frame(b"blob", codec="store")
+assert _core.decode_frame(frame) == b"blob"
+for call in [
+    pfimg.kernel,
+    lambda: pfimg.digest_of(b""),
+    lambda: _core.digests_of([b""]),
+    lambda: pfimg.PfStore.open("store"),
+    pfimg.MemoryStore,
+    lambda: pfimg.Manifest.from_json(manifest),
+    lambda: _core.decode_frame(frame, expect="sha256:" + "0" * 64),
+    lambda: _core.CarPlan([]),
+    _core.CarReader,
+    _core.CarBlocks,
+    lambda: _core.car_cid_of(b""),
+    lambda: _core.car_node("", b""),
+]:
+    try:
+        call()
+    except pfimg.FormatError as error:
+        print(error)
+    else:
+        raise AssertionError(call)
+assert not pathlib.Path("store").exists()
+"""
+
+
 @pytest.mark.parametrize("name", ["abacus", "", "AVX512", "arm-sha2,portable"])
-def test_one_that_the_processor_lacks_is_refused(name: str, tmp_path: os.PathLike[str]) -> None:
-    done = run("import pfimg", name, tmp_path)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("pfimg.errors.FormatError: PFIMG_KERNEL: ")
-    assert all(text in last for text in [f'"{name}"', *pfimg.kernels()])
+def test_one_that_the_processor_lacks_is_refused(name: str, tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path / "other")
+    (tmp_path / "manifest").write_bytes(store.get_manifest(pfimg.snapshot(store, agent="tester")).to_json())
+    done = run(REFUSED.replace("MANIFEST", repr(str(tmp_path / "manifest"))), name, tmp_path)
+    assert done.returncode == 0, done.stderr
+    [line] = set(done.stdout.splitlines())
+    assert line.startswith(f'PFIMG_KERNEL: "{name}" is no kernel of this processor')
+    assert all(kernel in line for kernel in pfimg.kernels())
+
+
+@pytest.mark.parametrize(
+    "args", [["ls"], ["gc"], ["push", "0", "file:///nowhere"], ["--store", "new", "pull", "file:///nowhere"]]
+)
+def test_the_command_tells_so_in_one_line(args: list[str], tmp_path: Path) -> None:
+    pfimg.PfStore.open(tmp_path / "store")
+    environment = {**os.environ, "PFIMG_KERNEL": "abacus", "PF_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "pfimg", *args]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    [line] = done.stderr.splitlines()
+    assert line.startswith('pfimg: error: PFIMG_KERNEL: "abacus" is no kernel of this processor, which has ')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

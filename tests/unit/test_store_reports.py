@@ -1,6 +1,7 @@
 """The store's Python face: opening, listing, and the reports of verify, gc and stats."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,28 @@ def test_damage_is_found_with_whom_it_hurts(store: pfimg.PfStore, kv_pages: Any)
     assert str(report).startswith("DAMAGED")
 
 
+def test_damage_is_told_by_page_and_path(store: pfimg.PfStore, kv_pages: Any, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "tree" / name).write_bytes(kv_pages.v[1].tobytes())
+    cache = store.put_pages(kv_pages.meta, kv_pages.k[:2], kv_pages.v[:2], first_ix=7)
+    image = pfimg.snapshot(store, agent="tester", fs_root=tmp_path / "tree", cache=cache)
+    manifest = store.get_manifest(image)
+    flip_a_byte(blob_path(store, cache.pages[1].v))
+    blob_path(store, manifest.world.env).unlink()
+    report = store.verify()
+    assert [finding.uses for finding in report.corrupt] == [
+        (f"file a.txt in {image}", f"file b.txt in {image}", f"v of page 8 in {image}")
+    ]
+    assert [finding.uses for finding in report.missing] == [(f"world.env in {image}",)]
+    assert f"file a.txt in {image}, file b.txt in {image} and 1 more" in str(report)
+
+    # What a document alone would tell is not told once it is damaged itself.
+    flip_a_byte(blob_path(store, manifest.world.fs))
+    told = {finding.digest: finding.uses for finding in store.verify().corrupt + store.verify().missing}
+    assert told[manifest.world.fs] == (f"world.fs in {image}",)
+
+
 def test_verify_reports_progress_and_may_be_stopped(store: pfimg.PfStore) -> None:
     pfimg.snapshot(store, agent="tester")
     seen: list[pfimg.Progress] = []
@@ -214,3 +237,40 @@ def test_stats_count_what_is_here_and_what_was_done(store: pfimg.PfStore) -> Non
     assert stats.physical_bytes == store.physical_bytes() == blob_path(store, digest).stat().st_size
     assert (stats.counters["hits"], stats.counters["misses"], stats.counters["corrupt"]) == (1, 1, 0)
     assert "hits" in str(stats)
+
+
+def test_a_cache_evicts_first_what_nobody_has_asked_for_longest(store: pfimg.PfStore) -> None:
+    image = pfimg.snapshot(store, agent="tester")
+    pinned = store.put(b"pinned")
+    store.pin("pinned", pinned)
+    contents = [bytes([n]) * 1000 for n in range(8)]
+    digests = store.put_many(contents)
+    needed = [image, pinned, *store.reachable(store.get_manifest(image))]
+    # The first is the oldest of all; what is needed is older still.
+    for hours, digest in zip(range(100, 50, -1), dict.fromkeys([*needed, *digests]), strict=False):
+        path = store.blob_path(digest)
+        assert path is not None
+        then = path.stat().st_mtime - hours * 3600
+        os.utime(path, (then, then))
+    assert store.has(digests[0])
+    assert store.has_many([digests[3]]) == [True]
+    store.put(contents[1])
+    order = [2, 4, 5, 6, 7]
+    while order:
+        size = store.physical_bytes()
+        assert store.gc(max_bytes=size).freed == 0
+        assert store.gc(max_bytes=size - 1).freed == 1
+        order.pop(0)
+        here = store.has_many(digests)
+        assert [n for n, is_here in enumerate(here) if is_here] == sorted([0, 1, 3, *order])
+        # To ask has renewed the rest: they are made old again.
+        for hours, n in zip(range(90, 50, -1), order, strict=False):
+            path = store.blob_path(digests[n])
+            assert path is not None
+            then = path.stat().st_mtime - hours * 3600
+            os.utime(path, (then, then))
+    # What was asked for is young, and what images and pins need stays at any size.
+    assert store.gc(max_bytes=0).freed == 0
+    assert store.gc(max_bytes=0, grace_seconds=0).freed == 3
+    assert store.verify().ok
+    assert all(store.has_many(needed))

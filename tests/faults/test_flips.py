@@ -1,0 +1,143 @@
+"""Damage: of each kind of file every class of byte is flipped; it is found or changes nothing, and is never returned.
+
+Beginning and end of a file, where headers, lengths and names are, are tried byte by byte, what lies between in steps;
+`PFIMG_FAULT_FLIPS=all` tries every byte.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.faults import scenes
+
+import pfimg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+ALL = os.environ.get("PFIMG_FAULT_FLIPS") == "all"
+ENDS, BETWEEN = 24, 24
+
+
+def flips(content: bytes, ends: int = ENDS, between: int = BETWEEN) -> Iterator[tuple[int, bytes]]:
+    """Places, and the content with the byte there flipped: a bit of it, or all of them."""
+    size = len(content)
+    step = 1 if ALL else max(1, size // between)
+    for at in sorted({*range(min(ends, size)), *range(0, size, step), *range(max(0, size - ends), size)}):
+        mask = 0xFF if at % 3 == 0 else 1 << at % 8
+        yield at, content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :]
+
+
+@pytest.fixture
+def expected(scratch: Path) -> dict[str, bytes]:
+    """All that the image of `scratch` holds; its store has every form of frame."""
+    scenes.write_source(scratch)
+    image = scenes.write_image(scratch, codec="float")
+    return scenes.contents(pfimg.PfStore.open(scratch / "store"), image)
+
+
+def kinds(store: Path) -> dict[str, Path]:
+    """A file of each kind."""
+    frames = {path: path.read_bytes() for path in (store / "blobs").rglob("*") if path.is_file()}
+    sizes = {path: len(frame) for path, frame in frames.items() if path.suffix == ".zst"}
+    [marker] = (store / "images").iterdir()
+    return {
+        "small frame": min(sizes, key=lambda path: sizes[path]),
+        "large frame": max(sizes, key=lambda path: sizes[path]),
+        "float frame": next(path for path in frames if path.suffix == ".fpl"),
+        "manifest": next(path for path in frames if path.stem == marker.stem),
+        "marker": marker,
+        "description": store / "pfimg.json",
+    }
+
+
+@pytest.mark.parametrize("kind", ["small frame", "large frame", "float frame", "manifest", "marker", "description"])
+def test_a_flipped_byte_of_a_store_is_found(
+    kind: str, scratch: Path, expected: dict[str, bytes], record: Callable[..., None]
+) -> None:
+    root = scratch / "store"
+    path = kinds(root)[kind]
+    content = path.read_bytes()
+    found = harmless = 0
+    for at, damaged in flips(content):
+        path.write_bytes(damaged)
+        try:
+            store = pfimg.PfStore.open(root, durability="none")
+            for digest, blob in expected.items():
+                try:
+                    assert store.get(digest) == blob, f"byte {at} of the {kind}"
+                except (pfimg.IntegrityError, pfimg.BlobNotFound):
+                    assert path.stem in digest, f"byte {at} of the {kind}"
+            shutil.rmtree(root / "quarantine", ignore_errors=True)
+            path.write_bytes(damaged)
+            report = store.verify()
+        except pfimg.FormatError:
+            assert kind == "description", f"byte {at}"
+            found += 1
+        else:
+            if report.ok:
+                assert scenes.contents(store, scenes.the_image(store)) == expected, f"byte {at} of the {kind}"
+                harmless += 1
+            else:
+                assert any(path.stem in (finding.digest or "") for finding in report.corrupt) or kind == "description"
+                found += 1
+        if kind != "description":
+            # The next put of the same bytes heals; a marker is healed from the manifest.
+            healer = pfimg.PfStore.open(root, durability="none")
+            healer.put_many(list(expected.values()))
+            if kind == "marker":
+                healer.verify(repair_from=[])
+        path.write_bytes(content)
+        shutil.rmtree(root / "quarantine", ignore_errors=True)
+        assert pfimg.PfStore.open(root).verify().ok
+    record(found=found, harmless=harmless)
+    assert found > harmless
+
+
+def push_everything(root: Path) -> dict[str, tuple[str, list[Path]]]:
+    """Pushes the image in every layout of a directory: what to pull, and a file of each kind that the pull needs."""
+    store = pfimg.PfStore.open(root / "store")
+    image = scenes.the_image(store)
+    options: dict[str, dict[str, str]] = {"plain": {}, "named": {}, "packed": {"layout": "packed"}, "floats": {"codec": "float"}}
+    pushed = {}
+    for name, chosen in options.items():
+        tree = root / name
+        ref = pfimg.push(store, image, f"file://{tree}{'#agent' if name == 'named' else ''}", **chosen).ref  # type: ignore[arg-type]
+        wanted = [tree / "manifest.json", tree / "manifest.json.sig", tree / "pfimg.json", *tree.glob("pfimg/images/*.json")]
+        wanted += [*tree.glob("packs/*"), *sorted(tree.glob("blobs/*/*/*.zst"))[:2], *sorted(tree.glob("blobs/*/*/*.fpl"))[:1]]
+        pushed[name] = ref, [path for path in wanted if path.exists()]
+    return pushed
+
+
+@pytest.mark.parametrize("layout", ["plain", "named", "packed", "floats"])
+def test_a_flipped_byte_of_a_registry_is_found(
+    layout: str, scratch: Path, expected: dict[str, bytes], record: Callable[..., None]
+) -> None:
+    ref, paths = push_everything(scratch)[layout]
+    image = scenes.the_image(pfimg.PfStore.open(scratch / "store"))
+    found = harmless = 0
+    for path in paths:
+        content = path.read_bytes()
+        # A manifest and a signature that do not belong together are read again, in the hope of a writer between the two.
+        for at, damaged in flips(content, *((4, 6) if path.parent == scratch / layout else (8, 12))):
+            path.write_bytes(damaged)
+            target = scratch / "target"
+            store = pfimg.PfStore.open(target, durability="none", codec="float")
+            try:
+                got = pfimg.pull(ref, store)
+            except (pfimg.PfimgError, FileNotFoundError):
+                assert list(store.images()) == [], f"byte {at} of {path}"
+                assert not store.verify().corrupt, f"byte {at} of {path}"
+                found += 1
+            else:
+                assert got.image == image, f"byte {at} of {path}"
+                assert scenes.contents(store, image) == expected, f"byte {at} of {path}"
+                harmless += 1
+            shutil.rmtree(target)
+        path.write_bytes(content)
+    record(files=len(paths), found=found, harmless=harmless)
+    assert found > harmless
