@@ -1,6 +1,7 @@
 """The public calls of a store on real pages of 73,728 bytes; `benches.compare` holds them against others."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
@@ -81,6 +82,22 @@ def test_put(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) ->
         return (batch.views[0],), {}
 
     benchmark.pedantic(store.put, setup=fresh, rounds=50, warmup_rounds=5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4, 16, 64])
+def test_put_from_threads(benchmark: BenchmarkFixture, store: pfimg.PfStore, threads: int) -> None:
+    """Pages of 64 KiB, each put by itself: many threads must not be slower than few."""
+    batch = Batch(64 << 10, 64 * MIB)
+    salts = count()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [batch.views[at::threads] for at in range(threads)]
+        names = benchmark.pedantic(
+            lambda: list(pool.map(lambda part: [store.put(page) for page in part], parts)),
+            setup=lambda: batch.renew(next(salts)),
+            rounds=ROUNDS,
+            warmup_rounds=1,
+        )
+    assert len({name for part in names for name in part}) == len(batch)
 
 
 def test_get(benchmark: BenchmarkFixture, store: pfimg.PfStore, batch: Batch) -> None:
