@@ -1,15 +1,20 @@
 # Builds, tests and shows pfimg; `make` lists the targets. Everything that is missing is set up in .venv and target/, and again only when its
-# sources change. What must be there: git, make, Python 3.11+, a C compiler and cargo 1.89+.
+# sources change. What must be there: git, make, Python 3.11+, a C compiler and cargo 1.89+; with Go 1.26+, nginx and skopeo the tests
+# talk to real servers.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint bench bench-check fmt clean python-found cargo-found
+.PHONY: help demo test quick soak servers fuzz lint bench bench-check fmt clean python-found cargo-found
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Processes that share the tests; more than processors, since tests wait for disks and servers most of the time.
+WORKERS ?= 4
+# How long each target of `fuzz` runs.
+FUZZ_SECONDS ?= 60
 # For instance --rounds 3, --only zstd or --disk DIR; `python -m benches.compare --help` lists them.
 BENCH_ARGS ?=
 
@@ -20,8 +25,8 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 # The same profile as the module: what both depend on is compiled once.
 CARGO_TEST := cargo test --locked --release -p pfimg-core
 
-# rustup installs there, and a shell that was not restarted since does not know it.
-export PATH := $(PATH):$(HOME)/.cargo/bin
+# rustup and Go install there, and a shell that was not restarted since does not know it.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 # What maturin tells the build of pyo3: told something else, each run of cargo would build again what maturin has built.
 AS_MATURIN = PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(abspath $(PY)) PYTHON_SYS_EXECUTABLE=$(abspath $(PY)) \
 	PYO3_ENVIRONMENT_SIGNATURE=$$($(PY) -c 'import sys; print("cpython-%d.%d-64bit" % sys.version_info[:2])') \
@@ -40,7 +45,7 @@ demo: $(MODULE) ## Carry real KV pages and a directory to a registry and back, a
 test: $(MODULE) $(VENV)/.test cargo-found ## Run all tests in their short form
 	@mkdir -p .cache
 	@$(call say,Python tests)
-	@$(PY) -m pytest -q --color=$(colour) $(PYTEST_ARGS) | tee .cache/python.log
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal --color=$(colour) $(PYTEST_ARGS) | tee .cache/python.log
 	@$(call say,Rust tests)
 	@$(CARGO_TEST) 2>&1 | tee .cache/rust.log
 	@python=$$(tail -n 1 .cache/python.log | sed -E 's/\x1b\[[0-9;]*m//g; s/ in .*//; s/ passed/ Python/'); \
@@ -48,7 +53,25 @@ test: $(MODULE) $(VENV)/.test cargo-found ## Run all tests in their short form
 	$(call say,all tests passed: $$python; $$rust Rust)
 
 quick: $(MODULE) $(VENV)/.test ## Run the unit, property and conformance tests of Python
-	@$(PY) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit tests/property tests/conformance)
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) $(wildcard tests/unit tests/property tests/conformance)
+
+soak: $(MODULE) $(VENV)/.test ## Let processes use a store and a registry at random for PFIMG_SOAK_SECONDS, 300 unless set
+	@PFIMG_SOAK_SECONDS=$${PFIMG_SOAK_SECONDS:-300} $(PY) -m pytest -q $(PYTEST_ARGS) tests/faults/test_soak.py
+
+servers: $(VENV)/.test ## Get the servers that the registry tests talk to
+	@$(PY) -m tests.servers get
+
+# The compiler of the toolchain at hand, told to take the options that only its nightly form takes by itself. Bytes that no earlier ones were
+# like go into .cache/fuzz; what breaks a promise, and how to see it again, is printed.
+fuzz: cargo-found ## Feed the parsers hostile bytes, FUZZ_SECONDS for each
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 1; }
+	@RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir tests/fuzz --target-dir target/fuzz
+	@for target in $(patsubst tests/fuzz/targets/%.rs,%,$(wildcard tests/fuzz/targets/*.rs)); do \
+		$(call say,$$target); mkdir -p ".cache/fuzz/$$target"; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz "$$target" ".cache/fuzz/$$target" "tests/fuzz/corpus/$$target" -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=16384 -verbosity=0 -print_final_stats=1; \
+	done
+	@$(call say,nothing that arrived broke a promise)
 
 lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check style and types in both languages, the stub against the binary, and licences
 	@$(call say,ruff)
@@ -103,7 +126,7 @@ $(VENV)/.build $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: pyproject
 	@$(PIP) --group $*
 	@touch $@
 
-$(MODULE): $(RUST_SOURCES) $(VENV)/.build | cargo-found
+$(MODULE): $(RUST_SOURCES) pyproject.toml $(VENV)/.build | cargo-found
 	@$(call say,building the extension)
 	@PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release
 	@touch $@
