@@ -547,9 +547,12 @@ class Store:
     def import_files(self, items: Sequence[tuple[str, StrPath]], *, tick: Tick | None = None) -> tuple[int, int]:
         """The same for frames in files, in parallel; returns how many were new and their encoded bytes."""
     # upkeep: plain tuples and dictionaries, which `pfimg.PfStore` turns into reports
-    def run_verify(self, *, tick: Tick | None = None) -> dict[str, Any]: ...
+    def run_verify(self, *, resume: bool = False, tick: Tick | None = None) -> dict[str, Any]: ...
     def run_gc(self, *, grace_seconds: float = 86_400, max_bytes: int | None = None, dry_run: bool = False) -> dict[str, Any]: ...
     def run_stats(self) -> dict[str, int]: ...
+    def counters(self) -> dict[str, int]:
+        """What this object has done, as `stats` tells it, without a look at the directory."""
+
     def hold(self) -> Hold:
         """A shared lock on the store for the length of a `with` block: gc removes nothing meanwhile."""
 

@@ -26,6 +26,7 @@ whatever would hash, and so the opening of any store, raises FormatError, and no
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -97,3 +98,32 @@ def ipfs_api_auth() -> str | None:
 def ipfs_gateway() -> str | None:
     """`IPFS_GATEWAY` as it stands, or None when it is unset or empty."""
     return os.environ.get("IPFS_GATEWAY") or None
+
+
+_SIZES = {"": 1, "b": 1}
+_SIZES |= {
+    text: base**power
+    for power, letter in enumerate("kmgtp", 1)
+    for text, base in ((letter, 1000), (f"{letter}b", 1000), (f"{letter}ib", 1024))
+}
+
+
+def measure(text: str, units: dict[str, int]) -> float:
+    """A number with a unit, such as `1.5 GiB`: the number times what the unit stands for. ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in units:
+        raise ValueError(f"{text!r} is not a number with one of the units {', '.join(filter(None, units))}")
+    return float(match[1]) * units[match[2]]
+
+
+def parse_size(text: str) -> int:
+    """A size in bytes: `500000`, `10GB`, `512MiB`. ValueError for anything else.
+
+    Example:
+        >>> pfimg.config.parse_size("512MiB")
+        536870912
+    """
+    try:
+        return int(measure(text, _SIZES))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a size such as 500000, 10GB or 512MiB") from None

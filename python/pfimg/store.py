@@ -13,7 +13,18 @@ from typing import Any, TypeAlias
 
 from pfimg import config, transfer
 from pfimg._core import Manifest, Store
-from pfimg.errors import BackendError, BlobNotFound, FormatError, IntegrityError, LimitExceeded, StoreError, StoreOSError
+from pfimg.errors import (
+    BadRef,
+    BlobNotFound,
+    FormatError,
+    IntegrityError,
+    LimitExceeded,
+    PfimgError,
+    StoreError,
+    StoreOSError,
+    UnsupportedScheme,
+)
+from pfimg.fetching import absent_from
 from pfimg.places import Ref
 from pfimg.registries.base import Registry
 from pfimg.types import BlobStore, Finding, GcReport, ProgressCallback, StoreStats, StrPath, VerifyReport, ticker
@@ -22,7 +33,7 @@ from pfimg.uses import uses
 RepairSource: TypeAlias = Ref | Registry
 """Where lost blobs are fetched again: an image reference, or what `registries.open` returned for one."""
 
-_Found: TypeAlias = Iterable[tuple[str | None, object, Iterable[str]]]
+_Found: TypeAlias = Iterable[tuple[str | None, object, Iterable[str], str]]
 
 _log = logging.getLogger("pfimg")
 
@@ -106,6 +117,7 @@ class PfStore(Store):
         self,
         *,
         repair_from: RepairSource | Iterable[RepairSource] | None = None,
+        resume: bool = False,
         progress: ProgressCallback | None = None,
     ) -> VerifyReport:
         """Reads and hashes every blob, and looks whether everything that images need is here.
@@ -115,18 +127,22 @@ class PfStore(Store):
         Args:
             repair_from: Where to fetch corrupt and missing blobs again: an image reference or a Registry, or several of
                 them, asked in that order.
+            resume: Go on where a run of the last seven days was interrupted: what it read and what has not changed since is not
+                read again.
             progress: Called with events of the phase `verify`.
 
         Returns:
-            What was found, and after a repair what is still wrong. A source that does not answer is passed over with a warning.
+            What was found, and after a repair what is still wrong. A source that does not answer, or is damaged itself, is passed
+            over with a warning.
 
         Raises:
             BadRef, UnsupportedScheme: A source is malformed, or of a scheme that is not spoken.
-            OSError: A file of the store cannot be read.
+            OSError: The store's directories cannot be read.
         """
         tick = ticker(progress, "verify")
         sources = _several(repair_from)
-        found = self.run_verify(tick=tick)
+        found = self.run_verify(resume=resume, tick=tick)
+        resumed = found["resumed"]
         repaired: set[str] = set()
         # A repaired tree or page manifest may show that blobs below it are missing too, so look again until nothing more heals.
         while sources and (healed := self._repair(_damaged(found) - repaired, sources)):
@@ -141,6 +157,7 @@ class PfStore(Store):
             foreign=_findings(found["foreign"]),
             partial=tuple(found["partial"]),
             repaired=tuple(sorted(repaired - _damaged(found))),
+            resumed=resumed,
         )
 
     def _explained(self, items: _Found) -> tuple[Finding, ...]:
@@ -166,12 +183,16 @@ class PfStore(Store):
 
     def _repair(self, wanted: set[str], sources: list[RepairSource]) -> set[str]:
         """Fetches what it can get; then gives images their manifest and marker again, each from the other."""
-        healed: set[str] = set()
+        lost = absent_from(self, sorted(wanted))
         for source in sources:
             try:
-                healed |= transfer.repair(self, sorted(wanted - healed), source)
-            except (BackendError, FileNotFoundError) as error:
+                transfer.repair(self, lost, source)
+            except (BadRef, UnsupportedScheme):
+                raise
+            except (PfimgError, OSError) as error:
                 _log.warning("%s cannot be asked for repairs: %s", source, error)
+        # The store tells what was healed: a source may have failed after it had healed something.
+        healed = set(lost).difference(absent_from(self, lost))
         return healed | {image for image in wanted.intersection(self.markers()) if self._rewrite(image)}
 
     def _rewrite(self, image: str) -> bool:
@@ -202,11 +223,14 @@ class PfStore(Store):
 
 
 def _damaged(found: dict[str, Any]) -> set[str]:
-    return {digest for digest, _, _ in [*found["corrupt"], *found["missing"]] if digest}
+    return {digest for digest, *_ in [*found["corrupt"], *found["missing"]] if digest}
 
 
 def _findings(items: _Found) -> tuple[Finding, ...]:
-    return tuple(Finding(digest, None if path is None else str(path), tuple(images)) for digest, path, images in items)
+    return tuple(
+        Finding(digest, None if path is None else str(path), tuple(images), reason=reason)
+        for digest, path, images, reason in items
+    )
 
 
 def _several(sources: RepairSource | Iterable[RepairSource] | None) -> list[RepairSource]:

@@ -107,18 +107,19 @@ class Finding:
         path: Where it is, or would be; None when the blobs are not in a directory.
         images: Ids of the images that need it, sorted.
         uses: What it is in them, such as `k of page 7 in sha256:…` or `file a/b.txt in sha256:…`, as far as that can be told.
+        reason: What is wrong with it; empty where the list that it is in says it all.
     """
 
     digest: str | None
     path: str | None
     images: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    reason: str = ""
 
     def __str__(self) -> str:
         name = self.digest or self.path or "?"
-        if self.uses:
-            return f"{name} ({_listed(self.uses, 2)})"
-        return f"{name} (needed by {_listed(self.images, 2)})" if self.images else name
+        whom = _listed(self.uses, 2) if self.uses else f"needed by {_listed(self.images, 2)}" if self.images else ""
+        return f"{name} ({whom})" if whom else f"{name} ({self.reason})" if self.reason else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,14 @@ class VerifyReport:
     Attributes:
         checked: Blobs read and hashed.
         bytes: Their size on disk.
-        corrupt: Blobs (moved to `quarantine/`) and markers that do not hash to their name, and documents that are malformed.
-        missing: Blobs that an image needs and that are not here.
+        corrupt: Blobs that do not hash to their name (moved to `quarantine/`) or cannot be read, and markers, pins and documents
+            that are not what they should be.
+        missing: Blobs that an image or a pin needs and that are not here.
         unreachable: Blobs that no image and no pin needs; `gc` would remove them once they are old enough.
         foreign: Files that are no blobs of this store.
         partial: Ids of images of which only a part was pulled; what they lack is not missing.
         repaired: Blobs that were fetched again, because they had been corrupt or missing.
+        resumed: Blobs that the run that was resumed had read, and that have not changed since; not in `checked`.
     """
 
     checked: int
@@ -144,6 +147,7 @@ class VerifyReport:
     foreign: tuple[Finding, ...] = ()
     partial: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
+    resumed: int = 0
 
     @property
     def ok(self) -> bool:
@@ -152,6 +156,7 @@ class VerifyReport:
 
     def __str__(self) -> str:
         rows: list[tuple[str, object]] = [("checked", f"{self.checked:,} blobs, {human_size(self.bytes)}")]
+        rows += [("before", f"{self.resumed:,} blobs, not changed since")] if self.resumed else []
         for name in ("corrupt", "missing"):
             rows += [(name, finding) for finding in getattr(self, name)]
         lists = {"unreachable": self.unreachable, "foreign": self.foreign, "partial": self.partial, "repaired": self.repaired}
@@ -267,6 +272,60 @@ def _moved(verb: str, items: int, size: int, report: PushReport | PullReport) ->
     rows: list[tuple[str, object]] = [(verb, f"{items:,} blobs, {human_size(size)}"), ("skipped", f"{report.skipped:,} blobs")]
     rows.append(("took", f"{report.seconds:.2f} s{rate}"))
     return [*rows, *([("retries", report.retries)] if report.retries else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What `export_pages` made an image of.
+
+    Attributes:
+        image: Id of the image.
+        parts: Namespaces of caches that have pages in it.
+        keys: Keys, and with them pages; equal pages are stored once.
+        bytes: What these pages take as they are used.
+        missing: Keys that were left out: the cache has lost their pages, or was giving them up just then.
+    """
+
+    image: str
+    parts: int
+    keys: int
+    bytes: int
+    missing: int = 0
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, object]] = [("parts", self.parts), ("keys", f"{self.keys:,}, {human_size(self.bytes)}")]
+        return _table(f"exported {self.image}", [*rows, *([("missing", self.missing)] if self.missing else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class WarmReport:
+    """What `warm` put into caches.
+
+    Attributes:
+        image: Id of the image.
+        namespaces: Namespaces that had something to gain from it.
+        keys: Keys of the image that have a page now, or with `lazy` will get it when it is asked for.
+        fetched: Pages that came; the others were here.
+        bytes: What these pages take as they are used.
+        missing: Keys that were left out because their pages are not there, or not what they should be.
+        no_room: Keys that were left out because the cache has no room for them.
+        seconds: How long it took.
+    """
+
+    image: str
+    namespaces: tuple[str, ...]
+    keys: int
+    fetched: int
+    bytes: int
+    missing: int
+    no_room: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, object]] = [("namespaces", len(self.namespaces)), ("keys", self.keys)]
+        rows.append(("fetched", f"{self.fetched:,} pages, {human_size(self.bytes)}"))
+        rows += [(name, count) for name, count in (("missing", self.missing), ("no room", self.no_room)) if count]
+        return _table(f"warmed from {self.image}", [*rows, ("took", f"{self.seconds:.2f} s")])
 
 
 @dataclass(frozen=True, slots=True)

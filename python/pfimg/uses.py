@@ -1,10 +1,14 @@
 """What a blob is in an image: so that a report of damage names pages and paths, and not digests alone.
 
+All that a walk of the image reaches has a use here: what the documents name too, which are read as the walk reads them.
+
 Limits: what only a document would tell that is itself damaged is not told; and of one blob no more than `MOST` uses in one image.
 """
 
-from collections.abc import Iterator
-from typing import Final
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
 
 from pfimg._core import FsTree, Manifest, PageManifest
 from pfimg.errors import StoreError
@@ -46,19 +50,58 @@ def _all(manifest: Manifest, blobs: BlobStore) -> Iterator[tuple[str, str]]:
     for layer in _LAYERS:
         name, _, part = layer.partition(".")
         yield getattr(getattr(manifest, name), part), layer
+    documents: list[tuple[str, Callable[[bytes], Iterator[tuple[str, str]]]]] = [
+        (manifest.world.fs, _of_tree),
+        (manifest.cache.manifest, _of_cache),
+        (manifest.world.procs, _of_procs),
+        (manifest.model.diff, _of_diff),
+    ]
+    for digest, named in documents:
+        with suppress(StoreError):
+            yield from named(blobs.get(digest))
+
+
+def _of_tree(document: bytes) -> Iterator[tuple[str, str]]:
+    for entry in FsTree.from_json(document).entries:
+        if entry.blob is not None:
+            yield entry.blob, f"{entry.kind} {entry.path}"
+
+
+def _of_cache(document: bytes) -> Iterator[tuple[str, str]]:
+    for page in PageManifest.from_json(document).pages:
+        yield page.k, f"k of page {page.ix}"
+        yield page.v, f"v of page {page.ix}"
+
+
+def _of_procs(document: bytes) -> Iterator[tuple[str, str]]:
+    match _parsed(document):
+        case {"kind": "procs.criu.v1", "criu_dump": str(digest)}:
+            yield digest, "criu_dump of world.procs"
+
+
+def _of_diff(document: bytes) -> Iterator[tuple[str, str]]:
+    match _parsed(document):
+        case {"layout": "model.diff.v1", "diff": {"adapters": list(adapters)}}:
+            for at, adapter in enumerate(adapters):
+                yield from ((text, f"adapter {at}") for text in _strings(adapter))
+
+
+def _parsed(document: bytes) -> Any:
+    """None for what is no JSON: a layer may be anything."""
     try:
-        tree = FsTree.from_json(blobs.get(manifest.world.fs))
-    except StoreError:
-        pass
-    else:
-        for entry in tree.entries:
-            if entry.blob is not None:
-                yield entry.blob, f"{entry.kind} {entry.path}"
-    try:
-        cache = PageManifest.from_json(blobs.get(manifest.cache.manifest))
-    except StoreError:
-        pass
-    else:
-        for page in cache.pages:
-            yield page.k, f"k of page {page.ix}"
-            yield page.v, f"v of page {page.ix}"
+        return json.loads(document)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All strings in a JSON value: where an adapter names its blobs depends on its kind."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case str(text):
+                yield text
+            case list(items):
+                waiting.extend(items)
+            case dict(items):
+                waiting.extend(items.values())

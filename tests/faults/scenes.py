@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pfimg
+from pfimg.keys import SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,6 +229,154 @@ def pull(to: Callable[[Path], str], layers: list[str] | None = None, **options: 
     return Scene(prepare, act, look, lambda root: files(root / "other"))
 
 
+def pull_with_trust() -> Scene:
+    """An image by a key that is trusted: the store remembers what it has seen, before others can see it."""
+    ref = directory
+
+    def prepare(root: Path) -> None:
+        _prepared(root)
+        SigningKey.generate().save(root / "key")
+        store = pfimg.PfStore.open(root / "store", durability="none")
+        pfimg.push(store, the_image(store), ref(root), sign=root / "key")
+
+    def act(root: Path) -> None:
+        pfimg.pull(ref(root), pfimg.PfStore.open(root / "other"), trust=root / "key.pub")
+
+    def look(root: Path, returned: bool) -> None:
+        other = pfimg.PfStore.open(root / "other", durability="none")
+        is_whole(other)
+        image = the_image(pfimg.PfStore.open(root / "store", durability="none"))
+        images = [image for image, _ in other.images()]
+        remembered = [json.loads(path.read_bytes())["image"] for path in (root / "other" / "seen").glob("*.json")]
+        assert images == [image] or (images == [] and not returned)
+        assert remembered == [image] or (remembered == images == [])
+
+    return Scene(prepare, act, look, lambda root: files(root / "other"))
+
+
+def _two(root: Path) -> tuple[str, str]:
+    """A store of two images that share much."""
+    _prepared(root)
+    store = pfimg.PfStore.open(root / "store", durability="none")
+    first = the_image(store)
+    (root / "src" / "more").write_text("more")
+    second = pfimg.snapshot(store, agent="second", fs_root=root / "src", cache=store.put_pages(META, pages(3), pages(4)))
+    (root / "ids").write_text(f"{first} {second}")
+    return first, second
+
+
+def _ids(root: Path) -> list[str]:
+    return (root / "ids").read_text().split()
+
+
+def _aside(root: Path) -> None:
+    """What a killed process leaves of a directory for the moment goes with the test."""
+    tempfile.tempdir = str(root.parent)
+
+
+def is_shown(root: Path, ref: str, image: str) -> bool:
+    """Whether a registry shows that image of the store; what it shows must be whole."""
+    store = pfimg.PfStore.open(root / "store", durability="none")
+    return is_published(ref, image, contents(store, image), root / "scratch")
+
+
+def replace() -> Scene:
+    """Gives a name another image, where the one that is expected is there."""
+
+    def prepare(root: Path) -> None:
+        first, _ = _two(root)
+        pfimg.push(pfimg.PfStore.open(root / "store", durability="none"), first, named(root))
+
+    def act(root: Path) -> None:
+        first, second = _ids(root)
+        try:
+            pfimg.push(pfimg.PfStore.open(root / "store", durability="none"), second, named(root), expect=first)
+        except pfimg.Conflict as error:
+            assert error.image == second  # noqa: PT017 - an earlier call has done it
+
+    def look(root: Path, returned: bool) -> None:
+        first, second = _ids(root)
+        there = pfimg.pull(named(root), pfimg.PfStore.open(root / "scratch", durability="none")).image
+        shutil.rmtree(root / "scratch")
+        assert there == second or (there == first and not returned)
+        assert is_shown(root, named(root), there)
+
+    return Scene(prepare, act, look, lambda root: files(root / "registry"))
+
+
+def remove(to: Callable[[Path], str]) -> Scene:
+    """Takes one of two images of a registry away."""
+
+    def kept(root: Path) -> str:
+        return f"file://{root}/registry#kept"
+
+    def prepare(root: Path) -> None:
+        first, second = _two(root)
+        store = pfimg.PfStore.open(root / "store", durability="none")
+        pfimg.push(store, first, kept(root))
+        pfimg.push(store, second, to(root))
+
+    def act(root: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            pfimg.remove_image(to(root))
+
+    def look(root: Path, returned: bool) -> None:
+        first, second = _ids(root)
+        assert is_shown(root, kept(root), first)
+        assert not is_shown(root, to(root), second) or not returned
+
+    return Scene(prepare, act, look, lambda root: pfimg.list_images(to(root)))
+
+
+def collect_registry() -> Scene:
+    """Removes from a registry what only an image needed whose name is gone, of late: nobody has waited for the disk to know."""
+
+    def refs(root: Path) -> tuple[str, str]:
+        return directory(root), f"file://{root}/registry#gone"
+
+    def prepare(root: Path) -> None:
+        store = pfimg.PfStore.open(root / "store", durability="none")
+        for image, ref in zip(_two(root), refs(root), strict=True):
+            pfimg.push(store, image, ref)
+
+    def act(root: Path) -> None:
+        _aside(root)
+        # As far as a process came that was killed while it took the image away.
+        (root / "registry" / "pfimg" / "images" / "gone.json").unlink(missing_ok=True)
+        pfimg.collect_garbage(directory(root), grace_seconds=0)
+
+    def look(root: Path, returned: bool) -> None:
+        (kept, gone), (first, second) = refs(root), _ids(root)
+        assert is_shown(root, kept, first)
+        assert not is_shown(root, gone, second) or not returned
+
+    return Scene(prepare, act, look, lambda root: files(root / "registry"))
+
+
+def copy() -> Scene:
+    """From one directory to another, which has some of it."""
+
+    def to(root: Path) -> str:
+        return f"file://{root}/copied#agent"
+
+    def prepare(root: Path) -> None:
+        first, second = _two(root)
+        store = pfimg.PfStore.open(root / "store", durability="none")
+        pfimg.push(store, second, named(root))
+        pfimg.push(store, first, to(root).removesuffix("#agent"))
+
+    def act(root: Path) -> None:
+        _aside(root)
+        pfimg.copy(named(root), to(root))
+
+    def look(root: Path, returned: bool) -> None:
+        first, second = _ids(root)
+        assert is_shown(root, to(root).removesuffix("#agent"), first)
+        assert is_shown(root, to(root), second) or not returned
+
+    return Scene(prepare, act, look, lambda root: files(root / "copied"))
+
+
 def collect() -> Scene:
     """Forgets one of two images that share much, and removes what only it needed."""
 
@@ -328,7 +479,13 @@ SCENES: dict[str, Scene] = {
     "pull": pull(directory),
     "pull-packed": pull(directory, layout="packed"),
     "pull-partial": pull(directory, ["world"]),
+    "pull-with-trust": pull_with_trust(),
+    "replace": replace(),
+    "remove": remove(directory),
+    "remove-named": remove(named),
+    "copy": copy(),
     "collect": collect(),
+    "collect-registry": collect_registry(),
     "checkout": checkout(),
     "repair": repair(),
 }

@@ -6,18 +6,21 @@ Beginning and end of a file, where headers, lengths and names are, are tried byt
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.faults import scenes
 
 import pfimg
+from pfimg.keys import SigningKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 ALL = os.environ.get("PFIMG_FAULT_FLIPS") == "all"
 ENDS, BETWEEN = 24, 24
@@ -141,3 +144,83 @@ def test_a_flipped_byte_of_a_registry_is_found(
         path.write_bytes(content)
     record(files=len(paths), found=found, harmless=harmless)
     assert found > harmless
+
+
+def test_a_flipped_byte_of_a_pin_is_found(scratch: Path, record: Callable[..., None]) -> None:
+    store = pfimg.PfStore.open(scratch / "store", durability="none")
+    digest = store.put(b"of no image")
+    store.pin("kept", digest)
+    [path] = (store.root / "pins").iterdir()
+    content = path.read_bytes()
+    found = harmless = 0
+    for at, damaged in flips(content):
+        path.write_bytes(damaged)
+        report = store.verify()
+        if report.ok:
+            assert store.pins() == {"kept": digest}, f"byte {at}"
+            harmless += 1
+        else:
+            found += 1
+        # What the pin was for may be released now, but not while nobody can tell what it is for.
+        with suppress(pfimg.FormatError, OSError):
+            store.pins()
+            continue
+        with pytest.raises((pfimg.PfimgError, OSError)):
+            store.gc(grace_seconds=0, dry_run=True)
+    path.write_bytes(content)
+    record(found=found, harmless=harmless)
+    assert found > harmless
+
+
+def test_a_flipped_byte_of_what_was_seen_lets_nothing_older_pass(scratch: Path, record: Callable[..., None]) -> None:
+    key, ref = SigningKey.generate(), f"file://{scratch}/registry"
+    store, other = (pfimg.PfStore.open(scratch / name, durability="none") for name in ("store", "other"))
+    older, newer = (pfimg.snapshot(store, agent=name) for name in ("older", "newer"))
+    pfimg.push(store, newer, ref, sign=key)
+    pfimg.pull(ref, other, trust=key.public_key)
+    pfimg.push(store, older, ref, sign=key)
+    [path] = (other.root / "seen").iterdir()
+    content = path.read_bytes()
+    found = refused = 0
+    for at, damaged in flips(content, ends=len(content)):
+        path.write_bytes(damaged)
+        with pytest.raises((pfimg.FormatError, pfimg.SignatureError)) as caught:
+            pfimg.pull(ref, other, trust=key.public_key)
+        if isinstance(caught.value, pfimg.FormatError):
+            assert caught.value.path == str(path), f"byte {at}"
+            found += 1
+        else:
+            assert caught.value.code == "older", f"byte {at}"
+            refused += 1
+    path.write_bytes(content)
+    record(found=found, refused=refused)
+    assert found > 0
+    assert [image for image, _ in other.images()] == [newer]
+
+
+def test_damage_is_told_by_whatever_names_it(scratch: Path) -> None:
+    """All that a walk reaches and that can be damaged has a use that the report tells."""
+    store = pfimg.PfStore.open(scratch / "store", durability="none")
+    dump, weights, settings = (store.put(word * 100) for word in (b"dump", b"weights", b"settings"))
+    procs = {"kind": "procs.criu.v1", "criu_dump": dump, "pids": [1]}
+    adapters = [{"scale": 1.0}, {"files": [{"weights": weights}, settings]}, {"again": weights}]
+    diff = {"diff": {"adapters": adapters, "kind": "lora"}, "layout": "model.diff.v1"}
+    plain = store.get_manifest(pfimg.snapshot(store, agent="tester"))
+    made = pfimg.Manifest(
+        agent=plain.agent,
+        model=pfimg.ModelLayer(plain.model.base, store.put(json.dumps(diff).encode())),
+        cache=plain.cache,
+        world=pfimg.WorldLayer(plain.world.fs, plain.world.env, store.put(json.dumps(procs).encode())),
+        effects=plain.effects,
+        trace=plain.trace,
+        created_at=plain.created_at,
+    )
+    image = store.put_manifest(made)
+    for digest in (dump, weights, settings):
+        Path(str(store.blob_path(digest))).unlink()
+    told = {finding.digest: set(finding.uses) for finding in store.verify().missing}
+    assert told == {
+        dump: {f"criu_dump of world.procs in {image}"},
+        weights: {f"adapter 1 in {image}", f"adapter 2 in {image}"},
+        settings: {f"adapter 1 in {image}"},
+    }

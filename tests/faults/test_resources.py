@@ -8,7 +8,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,60 @@ def test_a_full_disk_leaves_no_image_and_no_restored_directory(small_disk: Path,
     assert leftovers(small_disk) == []
 
 
+@needs_root
+def test_what_is_mounted_read_only_can_be_read_and_says_so(small_disk: Path, tmp_path: Path) -> None:
+    source, ref = tmp_path / "source", f"file://{small_disk}/registry"
+    source.mkdir()
+    (source / "file").write_bytes(b"content")
+    store = pfimg.PfStore.open(small_disk / "store")
+    image = pfimg.snapshot(store, agent="tester", fs_root=source)
+    store.pin("kept", image)
+    pfimg.push(store, image, ref)
+    pfimg.push(store, image, f"{ref}#packed", layout="packed")
+    elsewhere = pfimg.PfStore.open(tmp_path / "elsewhere")
+    changed = pfimg.snapshot(elsewhere, agent="tester", fs_root=source)
+    remount(small_disk, read_only=True)
+    store = pfimg.PfStore.open(small_disk / "store")
+    assert [found for found, _ in store.images()] == [image]
+    assert store.pins() == {"kept": image}
+    assert store.verify().ok
+    assert store.stats().images == 1
+    pfimg.checkout(store, image, tmp_path / "target")
+    assert (tmp_path / "target" / "file").read_bytes() == b"content"
+    for name in ("", "#packed"):
+        assert pfimg.pull(f"{ref}{name}", pfimg.PfStore.open(tmp_path / f"other{name}")).image == image
+    pfimg.push(store, image, f"file://{tmp_path}/registry")
+    assert pfimg.collect_garbage(ref, dry_run=True).freed == 0
+    refused: list[Callable[[], object]] = [
+        lambda: store.put(b"new"),
+        lambda: pfimg.snapshot(store, agent="tester"),
+        lambda: store.pin("another", image),
+        lambda: store.unpin("kept"),
+        lambda: store.remove_image(image),
+        lambda: pfimg.checkout(elsewhere, changed, small_disk / "target"),
+        lambda: pfimg.pull(pfimg.push(elsewhere, changed, f"file://{tmp_path}/changed").ref, store),
+        lambda: pfimg.push(elsewhere, changed, ref),
+        lambda: pfimg.remove_image(ref),
+        lambda: pfimg.PfStore.open(small_disk / "new").put(b"new"),
+    ]
+    for at, call in enumerate(refused):
+        with pytest.raises(OSError, match=r"[Rr]ead-only") as failure:
+            call()
+        assert failure.value.errno == errno.EROFS, at
+    assert leftovers(tmp_path) == []
+    remount(small_disk, read_only=False)
+    for call in refused[:5] + refused[6:8]:
+        call()
+    assert store.verify().ok
+
+
+def remount(disk: Path, *, read_only: bool) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = 32 | (1 if read_only else 0)  # MS_REMOUNT, MS_RDONLY
+    if libc.mount(None, os.fsencode(disk), None, flags, None) != 0:
+        pytest.skip(f"this system mounts nothing anew: {os.strerror(ctypes.get_errno())}")
+
+
 def test_a_file_size_limit_is_told_and_nothing_half_written_stays(tmp_path: Path) -> None:
     program = f"""
 import os, resource, signal, pfimg
@@ -159,6 +213,11 @@ assert store.get(store.put(b"y")) == b"y"
 
 def peak_memory(program: str) -> int:
     """Peak resident memory, in bytes, of a Python process that runs a program."""
+    if os.path.exists("/proc/self/status"):
+        # What the system tells of a child there begins with the memory of whoever started it.
+        tell = 'import re; print(re.search("VmHWM:.*?([0-9]+)", open("/proc/self/status").read())[1])'
+        done = subprocess.run([sys.executable, "-c", f"{program}\n{tell}"], check=True, stdout=subprocess.PIPE, text=True)
+        return int(done.stdout) * 1024
     child = subprocess.Popen([sys.executable, "-c", program])
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -209,6 +268,60 @@ store.restore_tree(store.put_tree({str(source)!r}), {str(tmp_path / "target")!r}
     # Each thread holds what one task read, and as much again while its memory grows.
     assert used - idle < min(count * size // 2, 64 * MEBIBYTE * threads())
     assert sum(path.stat().st_size for path in (tmp_path / "target").iterdir()) == count * size
+
+
+CARRY = """
+import resource, sys, pfimg
+root, limited, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
+ref = f"file://{root}/registry"
+store, other = (pfimg.PfStore.open(f"{root}/{name}", durability="none") for name in ("store", "other"))
+pfimg._core.digests_of([bytes([n]) * 100_000 for n in range(32)])  # the threads are there, and have their memory
+
+def begin(call):
+    if call == limited:
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+
+begin("snapshot")
+image = next(iter(store.markers()), None) or pfimg.snapshot(store, agent="tester", fs_root=f"{root}/source")
+begin("push")
+pfimg.push(store, image, ref, layout="packed")
+begin("pull")
+pfimg.pull(f"{ref}#default", other)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to a limit on memory")
+@pytest.mark.parametrize("call", ["snapshot", "push", "pull"])
+def test_without_memory_a_call_ends_and_nothing_is_damaged(tmp_path: Path, call: str, record: Callable[..., None]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for n in range(4):
+        (source / str(n)).write_bytes(os.urandom(12 * MEBIBYTE))
+
+    def carry(limited: str, room: int) -> int:
+        command = [sys.executable, "-c", CARRY, str(tmp_path), limited, str(room * MEBIBYTE)]
+        return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
+
+    # From what is enough for nothing to what is enough for some of it.
+    rooms = (1, 4, 8, 16, 24, 40)
+    ended = 0
+    for room in rooms:
+        ended += carry(call, room) != 0
+        for name in ("store", "other"):
+            store = pfimg.PfStore.open(tmp_path / name)
+            report = store.verify()
+            assert report.ok, report
+            assert not report.foreign, report
+    assert ended > 0
+    assert carry("nothing", 0) == 0
+    store, other = (pfimg.PfStore.open(tmp_path / name) for name in ("store", "other"))
+    [(image, _)] = other.images()
+    assert store.markers() == other.markers()
+    pfimg.checkout(other, image, tmp_path / "target")
+    for path in source.iterdir():
+        assert (tmp_path / "target" / path.name).read_bytes() == path.read_bytes()
+    record(ended=ended, tried=len(rooms))
 
 
 def test_clocks_that_jump_make_gc_keep_rather_than_lose(tmp_path: Path) -> None:

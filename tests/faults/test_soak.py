@@ -1,4 +1,4 @@
-"""Several processes use one store and one registry at random, for a bounded time, beside a model that knows what must be there.
+"""Several processes use one store and one registry (a directory, a bucket) at random, beside a model of what must be there.
 
 Everything happens at once: puts and pins, snapshots, pushes, pulls, removals, and collections of both that spare nothing for its
 age. Each process knows what it has made and not taken away; nobody else may take that away. One name belongs to all: each counts
@@ -18,12 +18,16 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from tests.registries.s3_places import BucketPlace, point_to
 
 import pfimg
 from pfimg.registries.base import blob_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECONDS = float(os.environ.get("PFIMG_SOAK_SECONDS", "4"))
 SEED = int(os.environ.get("PFIMG_SOAK_SEED", "0"))
@@ -32,6 +36,36 @@ WORKERS = 3
 PROCESSES = multiprocessing.get_context("spawn")
 SHARED = "counter"
 META = pfimg.CacheMeta(page_size_tokens=4, n_layers=1, n_heads=2, head_dim=8, dtype="bf16")
+
+
+class Shelf(Protocol):
+    """The registry, for the test to look into."""
+
+    @property
+    def ref(self) -> str: ...
+    def names(self) -> list[str]: ...
+    def read(self, name: str) -> bytes: ...
+
+
+class Directory:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ref = f"file://{root}"
+
+    def names(self) -> list[str]:
+        return [path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()]
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+
+@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.server("minio"))])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    if request.param == "file":
+        return Directory(tmp_path / "registry")
+    minio = request.getfixturevalue("minio")
+    point_to(minio, monkeypatch)
+    return BucketPlace(minio, minio.make_bucket())
 
 
 class Worker:
@@ -44,14 +78,14 @@ class Worker:
         log: Of each operation: what, and when it began and ended.
     """
 
-    def __init__(self, root: Path, number: int) -> None:
+    def __init__(self, root: Path, number: int, registry: str) -> None:
         self.number = number
         self.chance = random.Random(1000 * SEED + number)
         self.scratch = root / f"scratch-{number}"
         self.scratch.mkdir()
         self.store = pfimg.PfStore.open(root / "store", durability="none")
         self.own = pfimg.PfStore.open(root / f"own-{number}", durability="none")
-        self.registry = f"file://{root}/registry"
+        self.registry = registry
         self.pins: dict[str, str] = {}
         self.images: dict[str, dict[str, str]] = {}
         self.names: dict[str, str] = {}
@@ -183,8 +217,8 @@ def content(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): path.read_bytes().hex() for path in root.rglob("*") if path.is_file()}
 
 
-def work(root: str, number: int, seconds: float) -> None:
-    worker = Worker(Path(root), number)
+def work(root: str, number: int, registry: str, seconds: float) -> None:
+    worker = Worker(Path(root), number, registry)
     worker.run(seconds)
     known = {name: getattr(worker, name) for name in ("pins", "images", "names", "counted", "freed", "log")}
     Path(root, f"known-{number}.json").write_text(json.dumps(known))
@@ -192,6 +226,10 @@ def work(root: str, number: int, seconds: float) -> None:
 
 def blobs(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.glob("blobs/*/*/*")}
+
+
+def objects(shelf: Shelf, below: str) -> set[str]:
+    return {name for name in shelf.names() if name.startswith(f"{below}/")}
 
 
 def overlapping(logs: list[list[Any]]) -> int:
@@ -204,11 +242,11 @@ def overlapping(logs: list[list[Any]]) -> int:
 
 
 @pytest.fixture
-def known(tmp_path: Path) -> list[dict[str, Any]]:
+def known(tmp_path: Path, shelf: Shelf) -> list[dict[str, Any]]:
     """What each process knows after all have worked for a while."""
     first = pfimg.PfStore.open(tmp_path / "first")
-    pfimg.push(first, pfimg.snapshot(first, agent=pfimg.AgentInfo("counter", "0")), f"file://{tmp_path}/registry#{SHARED}")
-    children = [PROCESSES.Process(target=work, args=(str(tmp_path), number, SECONDS)) for number in range(WORKERS)]
+    pfimg.push(first, pfimg.snapshot(first, agent=pfimg.AgentInfo("counter", "0")), f"{shelf.ref}#{SHARED}")
+    children = [PROCESSES.Process(target=work, args=(str(tmp_path), at, shelf.ref, SECONDS)) for at in range(WORKERS)]
     for child in children:
         child.start()
     for child in children:
@@ -219,17 +257,22 @@ def known(tmp_path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(SECONDS * 2 + 120)
 def test_what_must_be_there_is_there_and_nothing_else_stays(
-    tmp_path: Path, known: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    shelf: Shelf,
+    known: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    record: Callable[..., None],
 ) -> None:
     store = pfimg.PfStore.open(tmp_path / "store", durability="none")
     check_store(store, known, tmp_path / "out")
-    check_registry(tmp_path / "registry", known, pfimg.PfStore.open(tmp_path / "fresh", durability="none"))
-    remove_everything(store, tmp_path / "registry")
+    check_registry(shelf, known, pfimg.PfStore.open(tmp_path / "fresh", durability="none"))
+    remove_everything(store, shelf)
     logs = [one["log"] for one in known]
     counts = Counter(name for log in logs for name, _, _ in log)
     assert overlapping(logs) > 0
+    freed = sum(one["freed"] for one in known)
+    record(operations=counts.total(), beside=overlapping(logs), freed=freed, counted=sum(one["counted"] for one in known))
     if "PFIMG_SOAK_SECONDS" in os.environ:
-        freed = sum(one["freed"] for one in known)
         with capsys.disabled():
             print(f"\n{counts.total():,} operations, {overlapping(logs):,} of them beside others; {freed:,} freed")  # noqa: T201
             print(", ".join(f"{name} {n:,}" for name, n in sorted(counts.items())))  # noqa: T201
@@ -252,9 +295,9 @@ def check_store(store: pfimg.PfStore, known: list[dict[str, Any]], scratch: Path
     assert blobs(store.root) == {blob_name(digest) for digest in needed}
 
 
-def check_registry(root: Path, known: list[dict[str, Any]], fresh: pfimg.PfStore) -> None:
+def check_registry(shelf: Shelf, known: list[dict[str, Any]], fresh: pfimg.PfStore) -> None:
     """Every name leads to its image, which is whole; no increment is lost; and after a collection nothing else is there."""
-    ref = f"file://{root}"
+    ref = shelf.ref
     names = {name: image for one in known for name, image in one["names"].items()}
     assert set(pfimg.list_images(ref)) == {f"{ref}#{name}" for name in [SHARED, *names]}
     loose: set[str] = set()
@@ -262,7 +305,7 @@ def check_registry(root: Path, known: list[dict[str, Any]], fresh: pfimg.PfStore
     for name in [*names, SHARED]:
         image = pfimg.pull(f"{ref}#{name}", fresh).image
         assert name == SHARED or image == names[name]
-        used = json.loads((root / f"pfimg/images/{name}.json").read_text()).get("packs", [])
+        used = json.loads(shelf.read(f"pfimg/images/{name}.json")).get("packs", [])
         packs.update(used)
         if not used:
             loose.update(fresh.reachable(fresh.get_manifest(image)))
@@ -271,18 +314,17 @@ def check_registry(root: Path, known: list[dict[str, Any]], fresh: pfimg.PfStore
     assert int(count) == sum(one["counted"] for one in known)
     told, done = (pfimg.collect_garbage(ref, grace_seconds=0, dry_run=dry_run) for dry_run in (True, False))
     assert (told.freed, told.freed_bytes, told.kept) == (done.freed, done.freed_bytes, done.kept)
-    assert blobs(root) == {blob_name(digest) for digest in loose}
-    assert {path.stem for path in root.glob("packs/*")} == packs
+    assert objects(shelf, "blobs") == {blob_name(digest) for digest in loose}
+    assert objects(shelf, "packs") == {f"packs/{name}.{suffix}" for name in packs for suffix in ("pack", "idx")}
 
 
-def remove_everything(store: pfimg.PfStore, root: Path) -> None:
+def remove_everything(store: pfimg.PfStore, shelf: Shelf) -> None:
     for image in store.markers():
         store.remove_image(image)
     for name in store.pins():
         store.unpin(name)
-    for ref in pfimg.list_images(f"file://{root}"):
+    for ref in pfimg.list_images(shelf.ref):
         pfimg.remove_image(ref)
     store.gc(grace_seconds=0)
-    pfimg.collect_garbage(f"file://{root}", grace_seconds=0)
-    assert blobs(store.root) == blobs(root) == set()
-    assert list(root.glob("packs/*")) == []
+    pfimg.collect_garbage(shelf.ref, grace_seconds=0)
+    assert blobs(store.root) == objects(shelf, "blobs") == objects(shelf, "packs") == set()

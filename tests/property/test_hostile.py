@@ -6,7 +6,11 @@ of the core are under `tests/fuzz` besides.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +25,7 @@ from pfimg.registries.oci import manifest as oci
 from pfimg.registries.oci.manifest import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 META = pfimg.CacheMeta(page_size_tokens=4, n_layers=2, n_heads=2, head_dim=8, dtype="bf16")
@@ -139,6 +144,95 @@ def test_whatever_a_registry_holds_nothing_unsound_arrives(hostile: Hostile, dat
     finally:
         for at in objects:
             (hostile.root / at).write_bytes(hostile.objects[at])
+
+
+MEBIBYTE = 1 << 20
+BLOCK = 128 << 10
+# The largest tree or page manifest.
+DOCUMENT = 1 << 30
+# By how much memory may grow, whatever a frame unpacks to: threads hold a few of their files and pieces.
+BOUND = 96 * MEBIBYTE
+
+
+def bomb(byte: bytes, blocks: int) -> bytes:
+    """A frame of so many blocks that each say "this byte, 131,072 times"; how much that comes to is nowhere told."""
+    last, repeated, magic, window = 1, 1 << 1, "28b52ffd", "0038"
+    block, end = ((repeated | BLOCK << 3 | at).to_bytes(3, "little") + byte for at in (0, last))
+    return bytes.fromhex(magic + window) + block * (blocks - 1) + end
+
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+
+
+def digest_of(pieces: Iterable[bytes]) -> str:
+    hashed = hashlib.sha256()
+    for piece in pieces:
+        hashed.update(piece)
+    return f"sha256:{hashed.hexdigest()}"
+
+
+# The peak of this program's own memory: what `getrusage` tells begins with that of the process that started it.
+PULL = """
+import re, sys, pfimg
+peak = lambda: int(re.search("VmHWM:\\s*([0-9]+)", open("/proc/self/status").read())[1])
+store = pfimg.PfStore.open(sys.argv[2])
+before = peak()
+try:
+    pfimg.pull(sys.argv[1], store)
+except pfimg.PfimgError as error:
+    kind = error.code
+else:
+    kind = "pulled"
+print(kind, peak() - before)
+"""
+
+
+def pull_a_bomb(tmp_path: Path, frame: bytes, digest: str, layer: str) -> tuple[str, int]:
+    """Pulls an image of which a layer is that frame; returns what came of it, and by how many bytes the memory grew."""
+    store = pfimg.PfStore.open(tmp_path / "store", durability="none")
+    plain = store.get_manifest(pfimg.snapshot(store, agent="tester"))
+    registry = tmp_path / "registry"
+    pfimg.push(store, plain.id, f"file://{registry}")
+    manifest = plain.to_json().replace(getattr(plain.world, layer).encode(), digest.encode())
+    (registry / "manifest.json").write_bytes(manifest)
+    (registry / "manifest.json.sig").write_bytes(signing.sign(manifest, signing.PUBLIC_KEY))
+    path = registry / f"blobs/sha256/{digest[7:9]}/{digest[7:]}.zst"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(frame)
+    command = [sys.executable, "-c", PULL, f"file://{registry}", str(tmp_path / "target")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=250)
+    outcome, grown = done.stdout.split()
+    # What it unpacks to is nowhere written either.
+    written = sum(path.stat().st_size for path in (tmp_path / "target").rglob("*") if path.is_file())
+    assert written < 2 * len(frame) + MEBIBYTE
+    shown = [image for image, _ in pfimg.PfStore.open(tmp_path / "target").images()]
+    assert shown == ([digest_of([manifest])] if outcome == "pulled" else [])
+    return outcome, int(grown) * 1024
+
+
+@needs_proc
+def test_a_frame_that_unpacks_to_more_than_a_blob_may_have_is_refused(
+    tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    frame = bomb(b"\0", (16 << 30) // BLOCK + 1)
+    assert len(frame) < MEBIBYTE
+    # Refused for its length, whatever its digest: nobody need wait here for the right one.
+    outcome, grown = pull_a_bomb(tmp_path, frame, "sha256:" + "1" * 64, "env")
+    assert outcome == "limit"
+    record_testsuite_property("bomb.bytes", len(frame))
+    record_testsuite_property("bomb.grown", grown)
+    assert grown < BOUND
+
+
+@needs_proc
+def test_a_document_that_unpacks_to_more_than_a_document_may_have_is_refused(tmp_path: Path) -> None:
+    blocks = DOCUMENT // BLOCK + 1
+    frame = bomb(b"{", blocks)
+    assert len(frame) < MEBIBYTE // 16
+    outcome, grown = pull_a_bomb(tmp_path, frame, digest_of(repeat(b"{" * BLOCK, blocks)), "fs")
+    assert outcome == "limit"
+    # A document is read as a whole, up to its cap.
+    assert grown < DOCUMENT + BOUND
 
 
 OCI = [

@@ -46,6 +46,8 @@ SOURCES: dict[str, Source | Package] = {
     "versitygw": Source("github.com/versity/versitygw", "v1.8.0", "/cmd/versitygw"),
     "distribution": Source("github.com/distribution/distribution/v3", "v3.0.0", "/cmd/registry"),
     "kubo": Source("github.com/ipfs/kubo", "v0.43.0", "/cmd/ipfs"),
+    # No server, but what others check signatures with.
+    "cosign": Source("github.com/sigstore/cosign/v2", "v2.6.5", "/cmd/cosign"),
     "azurite": Package("azurite", "3.35.0", "azurite-blob"),
 }
 # What the newest of them asks for.

@@ -124,6 +124,15 @@ def azurite() -> Iterator[servers.AzureServer]:
 
 
 @pytest.fixture(scope="session")
+def cosign() -> Path:
+    """What others check signatures with. It takes many minutes to build, so that no test run does: `get cosign` first."""
+    program = binaries.cached("cosign")
+    if not program.exists():
+        pytest.skip("cosign is not there: python -m tests.servers get cosign")
+    return program
+
+
+@pytest.fixture(scope="session")
 def web_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], str]]:
     """One nginx for the directories of all tests; gives the address of a path."""
     base = tmp_path_factory.getbasetemp()

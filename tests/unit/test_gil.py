@@ -6,7 +6,7 @@ times without any count, so that repeating it until something was counted proves
 thread run.
 """
 
-import contextlib
+import fcntl
 import os
 import sys
 import threading
@@ -116,23 +116,22 @@ def test_the_gil_is_kept_below_2048_bytes(counter: Counter) -> None:
     assert counter.counts_during(lambda: _core.digest_of(bytes(2048)), times=1_000_000)
 
 
-def test_a_call_that_waits_for_the_system_lets_others_run(store: pfimg.PfStore, tmp_path: Path) -> None:
-    # Opening a FIFO waits for a writer, and the writer is a thread that needs the GIL to become one.
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_a_call_that_waits_for_somebody_lets_others_run(store: pfimg.PfStore) -> None:
+    # Who has the lock of a store, as gc does for moments, is a thread that needs the GIL to let go of it.
+    path = store.root / "lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
-    def write() -> None:
-        while True:
-            # Refused as long as nobody waits for a writer.
-            with contextlib.suppress(OSError):
-                os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-                return
+        def let_go() -> None:
+            # Once the other one has the file open too, and waits.
+            while sum(os.path.realpath(f"/proc/self/fd/{fd}") == str(path.resolve()) for fd in os.listdir("/proc/self/fd")) < 2:
+                pass
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    with pytest.raises(pfimg.BlobNotFound):
-        store.import_files([(pfimg.digest_of(b"blob"), fifo)])
-    thread.join()
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        with store.hold():
+            thread.join()
 
 
 def test_threads_share_a_store(tmp_path: Path) -> None:

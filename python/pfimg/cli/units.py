@@ -1,29 +1,26 @@
 """How the command reads and prints sizes, durations and counts, and prints texts that others chose."""
 
-import re
-
 import click
 
-_SIZES = {"": 1, "b": 1, **{u: 1000**n for n, u in enumerate("kmgtp", 1)}}
-_SIZES |= {f"{u}b": 1000**n for n, u in enumerate("kmgtp", 1)} | {f"{u}ib": 1024**n for n, u in enumerate("kmgtp", 1)}
+from pfimg.config import measure, parse_size
+
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
     """An option's value in bytes: `500000`, `10GB`, `512MiB`."""
-    return None if text is None else int(_measure(text, _SIZES, "a size such as 500000, 10GB or 512MiB"))
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def duration(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
     """An option's value in seconds: `90`, `30m`, `24h`, `7d`."""
-    return _measure(text, _SECONDS, "a time such as 90 (seconds), 30m, 24h or 7d")
-
-
-def _measure(text: str, units: dict[str, int], wanted: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in units:
-        raise click.BadParameter(f"{text!r} is not {wanted}")
-    return float(match[1]) * units[match[2]]
+    try:
+        return measure(text, _SECONDS)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a time such as 90 (seconds), 30m, 24h or 7d") from None
 
 
 def plural(count: int, noun: str) -> str:

@@ -14,12 +14,17 @@ from .units import duration, size
 
 @click.command(cls=Command)
 @click.option("--repair-from", metavar="REF", multiple=True, help="Fetch damaged and missing blobs from this registry.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where the last run was interrupted: read only what it had not reached, or changed since.",
+)
 @pass_app
-def verify(app: App, repair_from: tuple[str, ...]) -> None:
-    """Read and hash every blob; exit code 4 if the store is damaged."""
+def verify(app: App, repair_from: tuple[str, ...], *, resume: bool) -> None:
+    """Read and hash every blob; exit code 4 if the store is damaged. Damaged blobs are moved to `quarantine/`."""
     store = app.store()
     with app.progress() as progress:
-        report = store.verify(repair_from=list(repair_from) or None, progress=progress)
+        report = store.verify(repair_from=list(repair_from) or None, resume=resume, progress=progress)
     app.emit({"ok": report.ok, **asdict(report)}, str(report))
     if not report.ok:
         raise Failure(Exit.INTEGRITY)

@@ -4,8 +4,9 @@ Blobs are copied by the core, which verifies every one on its way, and syncs who
 images, are staged beside their place, synced and renamed.
 
 Whoever shows or takes away an image holds a lock on the directory meanwhile (flock, which leaves nothing behind), so that a push
-which expects a certain image replaces that one. A push shares a lock on `blobs/`, which a sweep takes for itself. On a file
-system without locks a sweep is refused, and so is a push that expects something.
+which expects a certain image replaces that one. A push shares a lock on `blobs/`, which a sweep takes for itself. Nobody waits
+for a lock for ever: whoever has it may be stopped. On a file system without locks a sweep is refused, and so is a push that
+expects something.
 """
 
 import errno
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pfimg._core import Store
 from pfimg.errors import BackendError, BlobNotFound, FormatError, LimitExceeded, RegistryError
@@ -45,8 +46,9 @@ _BATCH_BYTES: Final = 256 << 20
 # What a file system says that knows no locks, or none on directories; those on a network want a file that can be written.
 _NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EISDIR)
 _LOCK: Final = ".lock"
-# Between two attempts to be alone.
-_POLL_SECONDS: Final = 0.01
+# Between two attempts to get a lock, and how long they go on.
+_POLL_SECONDS: Final = 0.002
+_PATIENCE: Final = 300.0
 
 
 class FileRegistry(TransportRegistry):
@@ -112,16 +114,11 @@ class FileTransport(ListedTree):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """See Sweeper. Only tries, so that nobody queues behind it."""
-        while True:
-            with ExitStack() as stack:
-                try:
-                    _lock(self.root / "blobs", fcntl.LOCK_EX | fcntl.LOCK_NB, stack)
-                except BlockingIOError:
-                    time.sleep(_POLL_SECONDS)
-                    continue
-                yield
-                return
+        """See Sweeper. Whoever waits has its turn between two of these."""
+        time.sleep(2 * _POLL_SECONDS)
+        with ExitStack() as stack:
+            _lock(self.root / "blobs", fcntl.LOCK_EX, stack)
+            yield
 
     def objects(self) -> Iterator[Lying]:
         """See Sweeper."""
@@ -137,6 +134,10 @@ class FileTransport(ListedTree):
 
     def sweep(self, objects: Sequence[Lying], grace: float) -> Sequence[Lying]:
         """See Sweeper."""
+        # Else a power cut could bring back, without its blobs, an image that was taken away or replaced before this run saw it.
+        for directory in (self.root, self.root / NAMED):
+            if directory.is_dir():
+                _sync(directory)
         now = time.time()
         removed = []
         for lying in objects:
@@ -169,7 +170,7 @@ class FileTransport(ListedTree):
         for at, part in enumerate(ranges):
             path = self.root / pack_name(part.pack)
             try:
-                with path.open("rb") as file:
+                with _open(path) as file:
                     content = os.pread(file.fileno(), part.length, part.offset)
             except FileNotFoundError as error:
                 raise BlobNotFound(f"pack {path} is not there: push the image again", path=path) from error
@@ -286,17 +287,22 @@ def _lying(root: Path, directory: str, now: float) -> Iterator[Lying]:
             yield Lying(name, found.st_size, _age(found, now))
 
 
+def _open(path: Path) -> BinaryIO:
+    """Opens a file for reading; a pipe, which would block until somebody writes to it, is refused."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FormatError(f"{path} is not a file", path=path)
+    return os.fdopen(descriptor, "rb")
+
+
 def _read(path: Path, limit: int) -> bytes | None:
     """A file's content; None when there is no such file."""
     try:
-        # What is no file, but would block until somebody writes to it, must not stop us.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with _open(path) as file:
+            content = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FormatError(f"{path} is not a file", path=path)
-        content = file.read(limit + 1)
     if len(content) > limit:
         raise LimitExceeded(f"{path} is larger than {limit:,} bytes", path=path, limit=limit)
     return content
@@ -337,11 +343,26 @@ def _lock(directory: Path, kind: int, stack: ExitStack) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)
     try:
-        fcntl.flock(descriptor, kind)
+        _flock(descriptor, kind, directory)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        fcntl.flock(stack.enter_context((directory / _LOCK).open("ab")), kind)
+        _flock(stack.enter_context((directory / _LOCK).open("ab")).fileno(), kind, directory)
+
+
+def _flock(descriptor: int, kind: int, directory: Path) -> None:
+    """Only tries, again and again: it answers signals, has an end, and nobody queues behind it."""
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                message = f"{directory}: others have held its lock for {_PATIENCE:.0f} seconds: see whether one is stopped"
+                raise BackendError(message, code="busy", path=directory, retryable=True) from error
+        else:
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 def _made(directory: Path) -> Path:

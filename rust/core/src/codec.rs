@@ -292,7 +292,9 @@ pub fn decode(frames: &[u8], cap: u64) -> Result<Vec<u8>, DecodeError> {
     match content_len(frames)? {
         Some(len) if len > cap => Err(DecodeError::TooLarge),
         Some(len) => {
-            let mut out = Vec::with_capacity(usize::try_from(len).map_err(|_| DecodeError::TooLarge)?);
+            let mut out = Vec::new();
+            // A few bytes may announce more than this process may have.
+            out.try_reserve_exact(usize::try_from(len).map_err(|_| DecodeError::TooLarge)?).map_err(|_| DecodeError::TooLarge)?;
             decompress(frames, &mut out)?;
             Ok(out)
         }

@@ -6,13 +6,13 @@
 //! (see [`crate::store`]). An image that cannot be walked stops the run before anything is removed: what it needs is not known.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::images::Images;
 use crate::pool::Monitor;
-use crate::store::{BlobFile, BlobStore, DirStore, GRACE, Hold};
+use crate::store::{BlobFile, BlobStore, DirStore, GRACE, Hold, Scan};
 use crate::{io, layout, walk};
 
 /// Files removed between two looks at the lock.
@@ -61,7 +61,7 @@ pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &M
             )));
         }
     }
-    let files = store.scan()?;
+    let Scan { files, .. } = store.scan()?;
     let mut total: u64 = files.iter().map(|file| file.meta.len).sum();
     let blobs = files.iter().filter(|file| file.blob.is_some()).count() as u64;
     let mut marks = Marks::default();
@@ -71,13 +71,13 @@ pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &M
     candidates.sort_by_key(|file| file.meta.modified);
     monitor.expect(candidates.len() as u64);
     let mut collected = Collected::default();
-    if !options.dry_run {
-        // Else a power cut could bring back an image that was removed, without its blobs.
-        images.sync()?;
-    }
     for batch in candidates.chunks(SWEEP_FILES) {
         let _hold = if options.dry_run { None } else { Some(Hold::exclusive(store.root(), monitor)?) };
         marks.update(store, images, monitor)?;
+        if !options.dry_run {
+            // Else a power cut could bring back an image that was removed, without its blobs.
+            images.sync()?;
+        }
         for file in batch {
             if options.max_bytes.is_some_and(|max| total <= max) {
                 collected.kept = blobs - collected.freed;
@@ -105,7 +105,7 @@ pub fn collect(store: &DirStore, images: &Images, options: &Options, monitor: &M
 /// Removes what killed processes left beside blobs: of blobs that they wrote before they knew the name, of markers, pins and descriptions.
 fn sweep_temporaries(store: &DirStore, options: &Options) -> Result<u64> {
     let mut freed = 0;
-    for dir in [layout::TEMPORARY, layout::IMAGES, layout::PARTIAL, layout::PINS, ""] {
+    for dir in [layout::TEMPORARY, layout::IMAGES, layout::PARTIAL, layout::PINS, layout::SEEN, ""] {
         let path = store.root().join(dir);
         let fd = match io::open_dir(&path) {
             Ok(fd) => fd,
@@ -125,10 +125,19 @@ fn sweep_temporaries(store: &DirStore, options: &Options) -> Result<u64> {
     Ok(freed)
 }
 
+/// What is marked from, as often as it changes.
+#[derive(PartialEq, Eq, Hash)]
+enum Root {
+    Image(Digest),
+    /// With the time of its marker, which is written anew when more of the image arrives.
+    Partial(Digest, SystemTime),
+    Pin(Digest),
+}
+
 /// Everything that the roots seen so far reach.
 #[derive(Default)]
 struct Marks {
-    roots: HashSet<Digest>,
+    roots: HashSet<Root>,
     reached: HashSet<Digest>,
 }
 
@@ -144,20 +153,33 @@ impl Marks {
     fn update(&mut self, store: &DirStore, images: &Images, monitor: &Monitor) -> Result<()> {
         let algorithm = store.algorithm();
         for image in images.list(algorithm)? {
-            if self.roots.insert(image) {
+            if self.roots.insert(Root::Image(image)) {
                 monitor.check()?;
                 self.image(store, images, &image)?;
             }
         }
         for image in images.partial(algorithm)? {
-            if self.roots.insert(image) {
-                self.reached.insert(image);
-                self.reached.extend(walk::present(&images.get(store, &image)?, store)?);
+            let Some(time) = images.partial_time(&image)? else { continue };
+            if self.roots.insert(Root::Partial(image, time)) {
+                let walk = || walk::present(&images.get(store, &image)?, store);
+                match walk() {
+                    Ok(digests) => {
+                        self.reached.insert(image);
+                        self.reached.extend(digests);
+                    }
+                    // Removed since the roots were listed, or made whole.
+                    Err(_) if images.partial_time(&image)? != Some(time) => return self.update(store, images, monitor),
+                    Err(error) => return Err(error),
+                }
             }
         }
         for digest in images.pins()?.into_values() {
-            if self.roots.insert(digest) {
-                self.reached.extend(walk::pinned(&digest, store)?);
+            if self.roots.insert(Root::Pin(digest)) {
+                match walk::pinned(&digest, store) {
+                    Ok(digests) => self.reached.extend(digests),
+                    Err(_) if !images.pins()?.into_values().any(|pinned| pinned == digest) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())

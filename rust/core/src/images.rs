@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
@@ -72,11 +73,9 @@ impl Images {
         let name = layout::marker(image);
         for dir in [layout::IMAGES, layout::PARTIAL] {
             let path = self.root.join(dir).join(&name);
-            let bytes = match std::fs::metadata(&path)
-                .and_then(|meta| if meta.len() > limits::MANIFEST_BYTES { Ok(None) } else { std::fs::read(&path).map(Some) })
-            {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => {
+            let bytes = match io::read_small(&path, limits::MANIFEST_BYTES) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
                     return Err(Error::Limit { what: path.display().to_string(), name: "MANIFEST_BYTES", limit: limits::MANIFEST_BYTES });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -100,6 +99,16 @@ impl Images {
     /// Ids of the images of which only a part is here, sorted.
     pub fn partial(&self, algorithm: Algorithm) -> Result<Vec<Digest>> {
         self.markers(layout::PARTIAL, algorithm)
+    }
+
+    /// When a partial image got its marker, which it does anew when more of it arrives; None where it is none.
+    pub(crate) fn partial_time(&self, image: &Digest) -> Result<Option<SystemTime>> {
+        let path = self.root.join(layout::PARTIAL).join(layout::marker(image));
+        match std::fs::metadata(&path).and_then(|meta| meta.modified()) {
+            Ok(time) => Ok(Some(time)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("stat", path)(error)),
+        }
     }
 
     fn markers(&self, dir: &str, algorithm: Algorithm) -> Result<Vec<Digest>> {
@@ -148,19 +157,24 @@ impl Images {
 
     /// All pins.
     pub fn pins(&self) -> Result<BTreeMap<String, Digest>> {
-        let mut pins = BTreeMap::new();
+        self.each_pin()?.into_iter().map(|(name, digest)| digest.map(|digest| (name, digest))).collect()
+    }
+
+    /// All pins by name, those that are malformed among them.
+    pub(crate) fn each_pin(&self) -> Result<Vec<(String, Result<Digest>)>> {
+        let mut pins = Vec::new();
         for name in self.names(layout::PINS)? {
             if io::is_temporary(&name) || check_pin_name(&name).is_err() {
                 continue;
             }
             let path = self.root.join(layout::PINS).join(&name);
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
+            let digest = match io::read_small(&path, limits::DESCRIPTION_BYTES) {
+                Ok(bytes) => String::from_utf8(bytes).ok().and_then(|text| text.trim_end().parse().ok()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::io("read", path)(error)),
+                Err(error) if io::is_exhaustion(&error) => return Err(Error::io("read", path)(error)),
+                Err(_) => None,
             };
-            let digest = text.trim_end().parse().map_err(|_| Error::format(format!("pin {name:?}"), "does not hold a digest"))?;
-            pins.insert(name, digest);
+            pins.push((name.clone(), digest.ok_or_else(|| Error::format(format!("pin {name:?}"), "does not hold a digest"))));
         }
         Ok(pins)
     }

@@ -7,7 +7,7 @@ pub(crate) mod map;
 pub(crate) mod tree;
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,6 +61,8 @@ pub struct Meta {
     pub len: u64,
     /// Time of the last change, or of the last renewal.
     pub modified: SystemTime,
+    /// Second in which the file, its name or its times were changed last, by the file system's own clock: nobody can set it.
+    pub changed: i64,
 }
 
 impl Meta {
@@ -78,16 +80,45 @@ pub fn stat_at(dir: impl AsFd, name: &str) -> io::Result<Option<Meta>> {
             let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
             let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
             let modified = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-            Ok(Some(Meta { len: u64::try_from(stat.st_size).unwrap_or(0), modified }))
+            #[allow(clippy::useless_conversion, clippy::unnecessary_cast, reason = "the type of the field is the system's")]
+            let changed = stat.st_ctime as i64;
+            Ok(Some(Meta { len: u64::try_from(stat.st_size).unwrap_or(0), modified, changed }))
         }
         Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Opens a file for reading.
+/// Opens a file for reading. A FIFO in its place is an empty file: nobody is waited for.
 pub fn open_at(dir: impl AsFd, name: &str) -> io::Result<File> {
-    Ok(File::from(rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    Ok(File::from(rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?))
+}
+
+/// Opens a file that others may have put there. What is no regular file is an error at once.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
+}
+
+/// The whole of a small file. What is longer than `most` bytes is an error of the kind `FileTooLarge`.
+pub fn read_small(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+/// Whether an error tells of the process or the system, which ran out of something, and not of a file.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error).is_some_and(|errno| [Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&errno))
+}
+
+/// Whether an error says that the file system knows no locks.
+#[must_use]
+pub fn has_no_locks(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error).is_some_and(|errno| [Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP, Errno::INVAL].contains(&errno))
 }
 
 /// Sets a file's time to now, which is how a writer tells gc that it still wants the blob.
@@ -102,10 +133,14 @@ pub fn rename_at(from_dir: impl AsFd, from: &str, to_dir: impl AsFd, to: &str) -
     Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
 }
 
-/// Gives a file another name; fails when that name is taken. The old name is gone afterwards.
+/// Gives a file another name; fails when that name is taken. The old name is gone afterwards. (On a file system without links, what appears
+/// there at the same moment is replaced.)
 pub fn move_new_at(from_dir: impl AsFd, from: &str, to_dir: impl AsFd, to: &str) -> io::Result<()> {
-    rustix::fs::linkat(from_dir.as_fd(), from, to_dir, to, AtFlags::empty())?;
-    remove_at(from_dir, from)
+    match rustix::fs::linkat(from_dir.as_fd(), from, to_dir.as_fd(), to, AtFlags::empty()) {
+        Ok(()) => remove_at(from_dir, from),
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::OPNOTSUPP) if stat_at(&to_dir, to)?.is_none() => rename_at(from_dir, from, to_dir, to),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a file; one that is gone already is fine.

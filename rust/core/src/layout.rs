@@ -20,6 +20,13 @@ pub const DESCRIPTION: &str = "pfimg.json";
 /// Locked (flock) by whoever needs that nothing is removed meanwhile.
 pub const LOCK: &str = "lock";
 
+/// Which directories of blobs a run of `verify` that was interrupted had finished.
+pub const VERIFIED: &str = "verify.log";
+/// Which signed images were had from where.
+pub const SEEN: &str = "seen";
+/// All that lies at the root of a store; `blobs` has a directory for each algorithm.
+pub const ROOT: [&str; 10] = ["blobs", IMAGES, PARTIAL, PINS, QUARANTINE, TEMPORARY, DESCRIPTION, LOCK, VERIFIED, SEEN];
+
 /// What tells a registry's directory from a store's: the unnamed image, and named ones.
 pub const REGISTRY: [&str; 2] = ["manifest.json", "pfimg"];
 

@@ -16,6 +16,8 @@ pub const ZSTD_WINDOW_LOG: u32 = 27;
 pub const PATH_BYTES: usize = 4096;
 /// Longest component of a path, in bytes.
 pub const PATH_COMPONENT_BYTES: usize = 255;
+/// Largest description of a store (`pfimg.json`), and largest file of a pin.
+pub const DESCRIPTION_BYTES: u64 = 1 << 20;
 /// Largest block of a CAR with its CID: what IPFS exchanges, 2 MiB, and room for the node around it.
 pub const CAR_BLOCK_BYTES: u64 = (2 << 20) + (64 << 10);
 /// Largest header of a CAR.

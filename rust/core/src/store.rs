@@ -30,7 +30,7 @@ pub use lock::Hold;
 pub use memory::MemoryStore;
 pub use put::TASK_BLOBS;
 pub use read::BlobReader;
-pub(crate) use scan::BlobFile;
+pub(crate) use scan::{BlobFile, Scan};
 pub use scan::Usage;
 
 /// Puts a few blobs; an error carries the index of its blob ([`Error::At`]).

@@ -1,16 +1,23 @@
 //! Verification: read every blob, walk every image, and name what is wrong and whom it hurts.
+//!
+//! Others may use the store meanwhile. Blobs are listed before images are, so a blob that seems to be missing may have been written in
+//! between: it is looked for again before it is reported. A run that was interrupted can be resumed (see [`journal`]).
+
+mod journal;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::digest::Digest;
+use crate::codec::Form;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::images::Images;
 use crate::pool::{self, Monitor};
-use crate::store::{BlobFile, BlobStore, DirStore};
+use crate::store::{BlobFile, BlobStore, DirStore, Scan};
 use crate::{io, layout, walk};
+use journal::Journal;
 
 /// Larger files are read piece by piece.
 const WHOLE_FILE_BYTES: u64 = 16 << 20;
@@ -24,6 +31,14 @@ pub struct Finding {
     pub path: PathBuf,
     /// Images that need it, sorted.
     pub images: Vec<Digest>,
+    /// What is wrong with it; empty where the list says it all.
+    pub reason: String,
+}
+
+impl Finding {
+    fn new(digest: Option<Digest>, path: PathBuf, reason: impl Into<String>) -> Self {
+        Self { digest, path, images: Vec::new(), reason: reason.into() }
+    }
 }
 
 /// What was found.
@@ -33,43 +48,68 @@ pub struct Verification {
     pub checked: u64,
     /// Their size on disk.
     pub bytes: u64,
-    /// Blobs (now in quarantine) and markers that do not hash to their names.
+    /// Blobs that the run that is resumed had read, and that did not change since.
+    pub resumed: u64,
+    /// Blobs that do not hash to their names (now in quarantine) or cannot be read, markers and pins that are not what they should be.
     pub corrupt: Vec<Finding>,
-    /// Blobs that an image needs and that are not there; corrupt ones are not repeated here.
+    /// Blobs that an image or a pin needs and that are not there; corrupt ones are not repeated here.
     pub missing: Vec<Finding>,
     /// Sound blobs that no image and no pin reaches: what gc may take.
     pub unreachable: Vec<Finding>,
-    /// Files that do not belong in a store.
+    /// What does not belong in a store.
     pub foreign: Vec<Finding>,
     /// Images of which only a part is here, by choice.
     pub partial: Vec<Digest>,
 }
 
-/// Checks the whole store. Corrupt blobs are moved to quarantine; nothing else is changed.
-pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Verification> {
-    let mut report = Verification::default();
-    let files = store.scan()?;
-    monitor.expect(files.len() as u64);
-    let checked: Vec<Option<bool>> = pool::install(|| files.par_iter().map(|file| check(store, file, monitor)).collect::<Result<_>>())?;
+/// What became of a file.
+enum State {
+    Sound,
+    /// Sound when the run that is resumed read it.
+    Known,
+    Corrupt(String),
+    /// No blob, or no longer there.
+    None,
+}
 
+/// Checks the whole store. Corrupt blobs are moved to quarantine; nothing else is changed.
+pub fn verify(store: &DirStore, images: &Images, resume: bool, monitor: &Monitor) -> Result<Verification> {
+    let journal = Journal::open(store.root(), resume)?;
+    let Scan { files, others } = store.scan()?;
+    monitor.expect(files.len() as u64);
+    let shards: Vec<&[BlobFile]> = files.chunk_by(|a, b| a.shard() == b.shard()).collect();
+    let checked: Vec<Vec<State>> =
+        pool::install(|| shards.par_iter().map(|shard| check_shard(store, shard, &journal, monitor)).collect::<Result<_>>())?;
+
+    let mut report = Verification::default();
     let base = store.root().join(layout::blobs(store.algorithm()));
+    let foreign = |path| Finding::new(None, path, "");
+    report.foreign.extend(others.into_iter().map(foreign));
     let mut sound: HashMap<Digest, PathBuf> = HashMap::new();
     let mut corrupt: HashMap<Digest, Finding> = HashMap::new();
-    for (file, state) in files.iter().zip(checked) {
+    for (file, state) in files.iter().zip(checked.into_iter().flatten()) {
         let path = base.join(&file.name);
-        match (file.blob, state) {
-            (Some((digest, _)), Some(good)) => {
+        let Some((digest, _)) = file.blob else {
+            if !io::is_temporary(&file.name) {
+                report.foreign.push(foreign(path));
+            }
+            continue;
+        };
+        let (read, known) = match state {
+            State::Sound => (1, 0),
+            State::Known => (0, 1),
+            State::Corrupt(reason) => {
+                corrupt.insert(digest, Finding::new(Some(digest), path, reason));
                 report.checked += 1;
                 report.bytes += file.meta.len;
-                if good {
-                    sound.insert(digest, path);
-                } else {
-                    corrupt.insert(digest, Finding { digest: Some(digest), path, images: Vec::new() });
-                }
+                continue;
             }
-            (None, _) if !io::is_temporary(&file.name) => report.foreign.push(Finding { digest: None, path, images: Vec::new() }),
-            _ => {}
-        }
+            State::None => continue,
+        };
+        report.checked += read;
+        report.bytes += read * file.meta.len;
+        report.resumed += known;
+        sound.insert(digest, path);
     }
     let mut missing: HashMap<Digest, Finding> = HashMap::new();
     let mut reached = HashSet::new();
@@ -80,28 +120,26 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
         }
         let hurt = match corrupt.get_mut(&digest) {
             Some(finding) => finding,
-            None if whole => {
-                missing.entry(digest).or_insert_with(|| Finding { digest: Some(digest), path: store.blob_path(&digest), images: Vec::new() })
-            }
+            None if whole => missing.entry(digest).or_insert_with(|| Finding::new(Some(digest), store.blob_path(&digest), "")),
             None => return,
         };
         if hurt.images.last() != Some(&image) {
             hurt.images.push(image);
         }
     };
-    let mut bad_markers = Vec::new();
+    let mut documents = Vec::new();
     report.partial = images.partial(store.algorithm())?;
     let whole = images.list(store.algorithm())?;
     for (image, is_whole) in whole.iter().map(|image| (*image, true)).chain(report.partial.iter().map(|image| (*image, false))) {
         monitor.check()?;
+        let damaged = |digest: Digest, path, error: &Error| Finding { images: vec![image], ..Finding::new(Some(digest), path, reason(error)) };
         let manifest = match images.marker(&image) {
             Ok(manifest) => manifest,
             // Removed meanwhile.
             Err(Error::BlobNotFound { .. }) => continue,
-            Err(_) => {
+            Err(error) => {
                 let dir = if is_whole { layout::IMAGES } else { layout::PARTIAL };
-                let path = store.root().join(dir).join(layout::marker(&image));
-                bad_markers.push(Finding { digest: Some(image), path, images: vec![image] });
+                documents.push(damaged(image, store.root().join(dir).join(layout::marker(&image)), &error));
                 match images.get(store, &image) {
                     Ok(manifest) => manifest,
                     Err(_) => continue,
@@ -115,55 +153,131 @@ pub fn verify(store: &DirStore, images: &Images, monitor: &Monitor) -> Result<Ve
         for document in walk::documents(&manifest, &walk::Selection::all()) {
             match document.children(store) {
                 Ok(children) => children.into_iter().for_each(|digest| need(image, digest, is_whole)),
-                Err(Error::Format { .. }) => {
+                Err(error @ Error::Format { .. }) => {
                     let digest = *document.digest();
-                    let path = sound.get(&digest).cloned().unwrap_or_else(|| store.blob_path(&digest));
-                    bad_markers.push(Finding { digest: Some(digest), path, images: vec![image] });
+                    documents.push(damaged(digest, sound.get(&digest).cloned().unwrap_or_else(|| store.blob_path(&digest)), &error));
                 }
                 // One that is damaged or missing hides what it names; it is reported itself.
                 Err(_) => {}
             }
         }
     }
-    for dir in [layout::IMAGES, layout::PARTIAL] {
-        for name in images.names(dir)? {
-            if layout::parse_marker(store.algorithm(), &name).is_none() && !io::is_temporary(&name) {
-                report.foreign.push(Finding { digest: None, path: store.root().join(dir).join(name), images: Vec::new() });
+    for (name, digest) in images.each_pin()? {
+        let path = store.root().join(layout::PINS).join(&name);
+        match digest {
+            Ok(digest) => {
+                // One that is damaged or malformed is a root all the same.
+                reached.extend(walk::pinned(&digest, store).unwrap_or_else(|_| vec![digest]));
+                if !sound.contains_key(&digest) && !corrupt.contains_key(&digest) {
+                    let blob = || Finding::new(Some(digest), store.blob_path(&digest), format!("pin {name:?} is of it"));
+                    missing.entry(digest).or_insert_with(blob);
+                }
             }
+            Err(error) => documents.push(Finding::new(None, path, reason(&error))),
         }
     }
-    for digest in images.pins()?.into_values() {
-        // One that is damaged or malformed is a root all the same.
-        reached.extend(walk::pinned(&digest, store).unwrap_or_else(|_| vec![digest]));
-    }
-    report.unreachable = sound
-        .into_iter()
-        .filter(|(digest, _)| !reached.contains(digest))
-        .map(|(digest, path)| Finding { digest: Some(digest), path, images: Vec::new() })
-        .collect();
-    report.corrupt = corrupt.into_values().chain(bad_markers).collect();
+    look_again(store, images, &mut missing, monitor)?;
+    report.foreign.extend(strangers(store.root(), store.algorithm(), images)?.into_iter().map(foreign));
+    report.unreachable =
+        sound.into_iter().filter(|(digest, _)| !reached.contains(digest)).map(|(digest, path)| Finding::new(Some(digest), path, "")).collect();
+    report.corrupt = corrupt.into_values().chain(documents).collect();
     report.missing = missing.into_values().collect();
     for findings in [&mut report.corrupt, &mut report.missing, &mut report.unreachable, &mut report.foreign] {
         findings.sort_by(|a, b| a.path.cmp(&b.path));
     }
+    journal.remove()?;
     Ok(report)
 }
 
-/// Whether a file's content hashes to its name; None when it is no blob or is gone.
-fn check(store: &DirStore, file: &BlobFile, monitor: &Monitor) -> Result<Option<bool>> {
+/// Takes out what was written, or is no longer needed, since blobs and images were listed.
+fn look_again(store: &DirStore, images: &Images, missing: &mut HashMap<Digest, Finding>, monitor: &Monitor) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let listed: HashSet<Digest> = images.list(store.algorithm())?.into_iter().collect();
+    let mut here = HashSet::new();
+    for (digest, finding) in missing.iter_mut() {
+        monitor.check()?;
+        let needed = !finding.images.is_empty();
+        finding.images.retain(|image| listed.contains(image));
+        let written = || match store.get_stream(digest, &mut std::io::sink()) {
+            Ok(_) => Ok(true),
+            Err(Error::BlobNotFound { .. } | Error::Integrity { .. } | Error::Limit { .. }) => Ok(false),
+            Err(Error::Io { source, .. }) if !io::is_exhaustion(&source) => Ok(false),
+            Err(error) => Err(error),
+        };
+        if (needed && finding.images.is_empty() && finding.reason.is_empty()) || written()? {
+            here.insert(*digest);
+        }
+    }
+    missing.retain(|digest, _| !here.contains(digest));
+    Ok(())
+}
+
+/// What lies at the root, among the directories of blobs, and among the markers, and is nothing of a store or a registry.
+fn strangers(root: &Path, algorithm: Algorithm, images: &Images) -> Result<Vec<PathBuf>> {
+    let known = |dir: &str, name: &str| match dir {
+        "" => layout::ROOT.contains(&name) || layout::REGISTRY.iter().any(|known| name.starts_with(known)) || name == "packs",
+        "blobs" => layout::blobs(algorithm) == format!("blobs/{name}"),
+        _ => layout::parse_marker(algorithm, name).is_some(),
+    };
+    let mut found = Vec::new();
+    for dir in ["", "blobs", layout::IMAGES, layout::PARTIAL] {
+        for name in images.names(dir)? {
+            if !known(dir, &name) && !io::is_temporary(&name) {
+                found.push(root.join(dir).join(name));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What an error says beside whom it is about.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Integrity { reason, .. } | Error::Format { reason, .. } => reason.clone(),
+        Error::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// Checks the files of one directory, and notes where all are sound.
+fn check_shard(store: &DirStore, files: &[BlobFile], journal: &Journal, monitor: &Monitor) -> Result<Vec<State>> {
+    let shard = files.first().map_or("", BlobFile::shard);
+    let began = journal.now();
+    let states: Vec<State> = files.par_iter().map(|file| check(store, file, journal.vouches(shard, &file.meta), monitor)).collect::<Result<_>>()?;
+    if let Some(began) = began.filter(|_| !states.iter().any(|state| matches!(state, State::Corrupt(_)))) {
+        journal.finished(shard, began);
+    }
+    Ok(states)
+}
+
+/// Whether a file's content hashes to its name.
+fn check(store: &DirStore, file: &BlobFile, known: bool, monitor: &Monitor) -> Result<State> {
     let Some((digest, form)) = file.blob.filter(|_| file.meta.len > 0) else {
         monitor.advance(1, 0)?;
-        return Ok(None);
+        return Ok(State::None);
     };
-    let read = store
-        .open_file(&digest, form)?
-        .map(|reader| if file.meta.len <= WHOLE_FILE_BYTES { reader.read_frame().map(drop) } else { reader.read_to(&mut std::io::sink()).map(drop) });
-    let state = match read {
-        None | Some(Err(Error::BlobNotFound { .. })) => None,
-        Some(Ok(())) => Some(true),
-        Some(Err(Error::Integrity { .. })) => Some(false),
-        Some(Err(error)) => return Err(error),
+    if known {
+        monitor.advance(1, 0)?;
+        return Ok(State::Known);
+    }
+    let state = match read(store, &digest, form, file.meta.len) {
+        Ok(true) => State::Sound,
+        Ok(false) | Err(Error::BlobNotFound { .. }) => State::None,
+        Err(Error::Limit { .. }) => State::Corrupt(reason(&store.condemn(&digest, form, "it holds more than any blob may"))),
+        Err(error @ Error::Integrity { .. }) => State::Corrupt(reason(&error)),
+        // A bad sector, or a file that others may not read: it is named, and everything else is checked all the same.
+        Err(Error::Io { source, .. }) if !io::is_exhaustion(&source) => State::Corrupt(source.to_string()),
+        Err(error) => return Err(error),
     };
     monitor.advance(1, file.meta.len)?;
     Ok(state)
+}
+
+/// Reads a blob and verifies it; false when it is gone.
+fn read(store: &DirStore, digest: &Digest, form: Form, len: u64) -> Result<bool> {
+    let Some(reader) = store.open_file(digest, form)? else { return Ok(false) };
+    if len <= WHOLE_FILE_BYTES { reader.read_frame().map(drop) } else { reader.read_to(&mut std::io::sink()).map(drop) }?;
+    Ok(true)
 }

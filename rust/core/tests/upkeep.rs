@@ -57,7 +57,7 @@ fn collect(store: &DirStore, images: &Images, options: &gc::Options) -> Collecte
 }
 
 fn check(store: &DirStore, images: &Images) -> Verification {
-    verify(store, images, &Monitor::new()).unwrap()
+    verify(store, images, false, &Monitor::new()).unwrap()
 }
 
 fn hours(n: u64) -> Duration {
@@ -262,6 +262,131 @@ fn verify_names_what_is_wrong_and_whom_it_hurts() {
     assert!(root.path().join("quarantine").read_dir().unwrap().count() == 1);
     store.put(b"file of a").unwrap();
     assert!(check(&store, &images).corrupt.is_empty());
+}
+
+#[test]
+fn verify_goes_on_where_it_was_interrupted() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, images) = open(root.path());
+    let blobs: Vec<Digest> = (0..2000_u32).map(|n| store.put(&n.to_le_bytes()).unwrap()).collect();
+    // The times of files have a margin of two seconds.
+    let settled = || std::thread::sleep(Duration::from_millis(4100));
+    settled();
+    let monitor = Monitor::new();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| verify(&store, &images, false, &monitor));
+        while monitor.counts().0 < 500 {
+            std::thread::yield_now();
+        }
+        monitor.cancel();
+        assert!(matches!(run.join().unwrap(), Err(Error::Cancelled)));
+    });
+    let journal = root.path().join("verify.log");
+    let log = fs::read_to_string(&journal).unwrap();
+    let first = log.lines().next().expect("a quarter of the files is some directories").split(' ').next().unwrap().to_owned();
+    let of_first: Vec<&Digest> = blobs.iter().filter(|digest| digest.hex().starts_with(&first)).collect();
+    // Damage comes late, and so does a new blob: both are noticed where all had been read.
+    fs::write(store.blob_path(of_first[0]), b"damage").unwrap();
+    let report = verify(&store, &images, true, &Monitor::new()).unwrap();
+    assert_eq!(report.corrupt.iter().map(|finding| finding.digest.unwrap()).collect::<Vec<_>>(), [*of_first[0]]);
+    assert!(report.resumed >= of_first.len() as u64 - 1, "{} of {}", report.resumed, log.lines().count());
+    assert_eq!(report.checked + report.resumed, 2000);
+    assert!(!journal.exists(), "it has come to its end");
+    assert_eq!(verify(&store, &images, true, &Monitor::new()).unwrap().checked, 1999, "nothing to resume");
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_the_rest_is_checked() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, images) = open(root.path());
+    let id = images.put(&store, &manifest(&store, "a")).unwrap();
+    let unreadable = digest::hash(store.algorithm(), b"file of a");
+    let path = store.blob_path(&unreadable);
+    fs::remove_file(&path).unwrap();
+    // A link to itself cannot be opened, whoever asks.
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let report = check(&store, &images);
+    assert_eq!(report.foreign.iter().map(|finding| finding.path.clone()).collect::<Vec<_>>(), [path.clone()]);
+    assert_eq!(report.missing.iter().map(|finding| (finding.digest, finding.images.clone())).collect::<Vec<_>>(), [(Some(unreadable), vec![id])]);
+    assert_eq!(report.checked, 6);
+}
+
+#[test]
+fn a_frame_that_holds_more_than_any_blob_may_is_moved_away() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, images) = open(root.path());
+    let digest = store.put(b"small").unwrap();
+    // Blocks of one byte 128 Ki times: 17 GiB of zeros, without a content size.
+    let mut frame = b"\x28\xb5\x2f\xfd\x00\x38".to_vec();
+    let blocks = (17_usize << 30) / (128 << 10);
+    for block in 0..blocks {
+        let header = u32::from(block + 1 == blocks) | 1 << 1 | (128 << 10) << 3;
+        frame.extend(&header.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    fs::write(store.blob_path(&digest), frame).unwrap();
+    let report = check(&store, &images);
+    assert_eq!(report.corrupt.len(), 1);
+    assert!(report.corrupt[0].reason.contains("more than any blob may"), "{}", report.corrupt[0].reason);
+    assert!(!store.has(&digest).unwrap());
+    assert!(check(&store, &images).corrupt.is_empty());
+}
+
+#[test]
+fn pins_that_lost_their_blob_or_hold_none_are_found() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, images) = open(root.path());
+    let digest = store.put(b"pinned").unwrap();
+    images.pin("good", &digest).unwrap();
+    assert_eq!(check(&store, &images).missing, []);
+    fs::remove_file(store.blob_path(&digest)).unwrap();
+    fs::write(root.path().join("pins/bad"), b"nonsense").unwrap();
+    let report = check(&store, &images);
+    assert_eq!(report.missing.iter().map(|finding| (finding.digest, &*finding.reason)).collect::<Vec<_>>(), [(Some(digest), "pin \"good\" is of it")]);
+    assert_eq!(report.corrupt.iter().map(|finding| finding.path.clone()).collect::<Vec<_>>(), [root.path().join("pins/bad")]);
+}
+
+#[test]
+fn what_is_nothing_of_a_store_is_foreign() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, images) = open(root.path());
+    let digest = store.put(b"blob").unwrap();
+    images.pin("pin", &digest).unwrap();
+    images.put(&store, &manifest(&store, "a")).unwrap();
+    assert_eq!(check(&store, &images).foreign, []);
+    let shard = store.blob_path(&digest).parent().unwrap().to_path_buf();
+    let strange = [root.path().join("notes"), root.path().join("blobs/md5"), root.path().join("images/a.json"), shard.join("directory")];
+    for path in &strange {
+        fs::create_dir(path).unwrap();
+    }
+    let found: Vec<_> = check(&store, &images).foreign.into_iter().map(|finding| finding.path).collect();
+    let mut wanted = strange.to_vec();
+    wanted.sort();
+    assert_eq!(found, wanted);
+}
+
+/// Images that appear while a store is verified are whole, and so nothing is missing.
+#[test]
+fn verify_beside_writers_finds_nothing_missing() {
+    let root = tempfile::tempdir().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let (store, images) = open(root.path());
+            let mut round = 0;
+            while !done.load(Ordering::Relaxed) {
+                round += 1;
+                images.put(&store, &manifest(&store, &format!("{round}"))).unwrap();
+            }
+        });
+        let (store, images) = open(root.path());
+        for _ in 0..20 {
+            let report = check(&store, &images);
+            assert_eq!((report.missing, report.corrupt), (vec![], vec![]));
+        }
+        done.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
 }
 
 #[test]

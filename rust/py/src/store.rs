@@ -12,7 +12,7 @@ use pfimg_core::walk::{self, Selection};
 use pfimg_core::{Algorithm, BlobStore, Digest, DirStore, Error, Images, gc, verify};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 use crate::blobs::{Blobs, OnMiss, blob_store};
 use crate::buffers::{Batch, Buffer, Targets, constant};
@@ -404,11 +404,12 @@ impl Store {
         work::run(py, tick, |monitor| self.blobs.import(&items, monitor))
     }
 
-    /// Reads every blob and walks every image; what was found, for `PfStore.verify`.
-    #[pyo3(signature = (*, tick = None))]
-    fn run_verify<'py>(&self, py: Python<'py>, tick: Option<&Bound<'py, PyAny>>) -> Result<Bound<'py, PyDict>> {
+    /// Reads every blob (with `resume` those that a run that was interrupted had not reached) and walks every image; what was found, for
+    /// `PfStore.verify`.
+    #[pyo3(signature = (*, resume = false, tick = None))]
+    fn run_verify<'py>(&self, py: Python<'py>, resume: bool, tick: Option<&Bound<'py, PyAny>>) -> Result<Bound<'py, PyDict>> {
         let store = self.blobs.directory()?;
-        let found = work::run(py, tick, |monitor| verify::verify(store, &self.images, monitor))?;
+        let found = work::run(py, tick, |monitor| verify::verify(store, &self.images, resume, monitor))?;
         Ok(upkeep::verification(py, found)?)
     }
 
@@ -426,6 +427,11 @@ impl Store {
         let store = self.blobs.directory()?;
         let (usage, images) = work::run(py, None, |_| Ok((store.usage()?, self.images.list(store.algorithm())?.len())))?;
         Ok(upkeep::stats(py, &usage, images, &store.counters().read())?)
+    }
+
+    /// What this object has done: what `stats` tells as `counters`, without a look at the directory.
+    fn counters<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>> {
+        Ok(self.blobs.directory()?.counters().read().named().into_py_dict(py)?)
     }
 
     /// A lock for the length of a `with` block, shared by all who hold it: `gc` removes nothing meanwhile.

@@ -8,15 +8,15 @@ use pyo3::types::{IntoPyDict, PyDict};
 
 use crate::digests::{PyDigest, names};
 
-type PyFinding = (Option<PyDigest>, String, Vec<PyDigest>);
+type PyFinding = (Option<PyDigest>, String, Vec<PyDigest>, String);
 
 fn findings(found: Vec<Finding>) -> Vec<PyFinding> {
-    let finding = |found: Finding| (found.digest.map(PyDigest), found.path.to_string_lossy().into_owned(), names(found.images));
+    let finding = |found: Finding| (found.digest.map(PyDigest), found.path.to_string_lossy().into_owned(), names(found.images), found.reason);
     found.into_iter().map(finding).collect()
 }
 
 pub fn verification(py: Python<'_>, found: Verification) -> PyResult<Bound<'_, PyDict>> {
-    let report = [("checked", found.checked), ("bytes", found.bytes)].into_py_dict(py)?;
+    let report = [("checked", found.checked), ("bytes", found.bytes), ("resumed", found.resumed)].into_py_dict(py)?;
     let lists = [("corrupt", found.corrupt), ("missing", found.missing), ("unreachable", found.unreachable), ("foreign", found.foreign)];
     for (name, list) in lists {
         report.set_item(name, findings(list))?;

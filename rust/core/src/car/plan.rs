@@ -5,7 +5,6 @@
 //! contents, names and places; memory grows with the number of blocks, not with their bytes.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{ErrorKind, IoSliceMut};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -62,7 +61,7 @@ impl Source for PathBuf {
     }
 
     fn read_at(&self, mut out: &mut [u8], mut offset: u64) -> Result<()> {
-        let file = File::open(self).map_err(Error::io("open", self))?;
+        let file = io::open_regular(self).map_err(Error::io("open", self))?;
         while !out.is_empty() {
             match io::read_vectored_at(&file, &mut [IoSliceMut::new(out)], offset) {
                 Ok(0) => return Err(changed(self, "it became shorter")),

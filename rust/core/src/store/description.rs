@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::Algorithm;
 use crate::error::{Error, Result};
-use crate::{io, layout};
+use crate::{io, layout, limits};
 
 /// The only version there is.
 const VERSION: u64 = 1;
@@ -50,7 +50,7 @@ impl Description {
 /// The description of the store at `root`; None when it has none.
 pub(super) fn read(root: &Path) -> Result<Option<Description>> {
     let path = root.join(layout::DESCRIPTION);
-    match std::fs::read(&path) {
+    match io::read_small(&path, limits::DESCRIPTION_BYTES) {
         Ok(bytes) => parse(&bytes, &path).map(|(description, _)| Some(description)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", &path)(error)),
@@ -105,7 +105,7 @@ pub(super) fn require(root: &Path, algorithm: Algorithm, features: &[&str]) -> R
         if !std::fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())) {
             continue;
         }
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = io::read_small(&path, limits::DESCRIPTION_BYTES).map_err(Error::io("read", &path))?;
         let (description, mut document) = parse(&bytes, &path)?;
         if description.algorithm != algorithm {
             return Err(Error::format(path.display().to_string(), format!("its digests are {}, not {algorithm}", description.algorithm)));

@@ -293,7 +293,7 @@ impl BlobStore for DirStore {
     }
 
     fn physical_bytes(&self) -> Result<u64> {
-        Ok(self.scan()?.iter().map(|file| file.meta.len).sum())
+        Ok(self.scan()?.files.iter().map(|file| file.meta.len).sum())
     }
 
     fn put_stream(&self, reader: &mut dyn Read, len: u64) -> Result<Digest> {

@@ -203,7 +203,7 @@ impl<'b> Import<'_, 'b> {
 /// Opens the file of a blob; tells its length.
 fn open(digest: &Digest, path: &Path) -> Result<(File, u64)> {
     let absent = || Error::BlobNotFound { digest: digest.to_string() };
-    let file = File::open(path).map_err(|error| match error.kind() {
+    let file = io::open_regular(path).map_err(|error| match error.kind() {
         stdio::ErrorKind::NotFound => absent(),
         _ => Error::io("open", path)(error),
     })?;

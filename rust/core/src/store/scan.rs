@@ -1,7 +1,8 @@
 //! Looking at everything in a store.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -12,6 +13,15 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::{io, layout, pool};
 
+/// What is below the directory of blobs.
+#[derive(Default)]
+pub(crate) struct Scan {
+    /// Files, in order of their names.
+    pub(crate) files: Vec<BlobFile>,
+    /// What is no regular file, or has a name that is no text.
+    pub(crate) others: Vec<PathBuf>,
+}
+
 /// A file below the directory of blobs.
 pub(crate) struct BlobFile {
     pub(crate) blob: Option<(Digest, Form)>,
@@ -20,48 +30,71 @@ pub(crate) struct BlobFile {
     pub(crate) meta: io::Meta,
 }
 
+impl BlobFile {
+    /// Its directory, below that of blobs.
+    pub(crate) fn shard(&self) -> &str {
+        self.name.split_once('/').map_or("", |(shard, _)| shard)
+    }
+}
+
+impl Scan {
+    /// Takes in what is at `path`, which has this name below the directory of blobs, unless it is gone.
+    fn add(&mut self, store: &DirStore, path: PathBuf, name: Option<String>, blob: Option<(Digest, Form)>) -> Result<()> {
+        let meta = match name.as_ref().map(|name| io::stat_at(&store.blobs, name)) {
+            Some(Err(error)) if io::is_exhaustion(&error) => return Err(Error::io("stat", &path)(error)),
+            // A link that leads nowhere, for instance.
+            Some(Err(_)) | None => None,
+            Some(Ok(meta)) => meta,
+        };
+        match (name, meta) {
+            (Some(name), Some(meta)) => self.files.push(BlobFile { blob, name, meta }),
+            _ if path.symlink_metadata().is_ok() => self.others.push(path),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
 impl DirStore {
     pub(crate) fn blobs_dir(&self) -> BorrowedFd<'_> {
         self.blobs.as_fd()
     }
 
-    /// Every file below the directory of blobs, in order of its name.
-    pub(crate) fn scan(&self) -> Result<Vec<BlobFile>> {
+    /// Everything below the directory of blobs.
+    pub(crate) fn scan(&self) -> Result<Scan> {
         let base = self.root.join(layout::blobs(self.algorithm()));
         let floats = self.look_for_floats()?;
-        let list = |path: &Path| -> Result<Vec<String>> {
+        let list = |path: &Path| -> Result<Vec<OsString>> {
             let entries = match std::fs::read_dir(path) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
                 Err(error) => return Err(Error::io("list", path)(error)),
             };
-            let mut names = Vec::new();
-            for entry in entries {
-                names.push(entry.map_err(Error::io("list", path))?.file_name().to_string_lossy().into_owned());
-            }
+            let mut names = entries.map(|entry| Ok(entry.map_err(Error::io("list", path))?.file_name())).collect::<Result<Vec<_>>>()?;
             names.sort_unstable();
             Ok(names)
         };
         let shards = list(&base)?;
-        let files = |shard: &String| -> Result<Vec<BlobFile>> {
-            let path = base.join(shard);
-            if !path.is_dir() {
-                let meta = io::stat_at(&self.blobs, shard).map_err(Error::io("stat", &path))?;
-                return Ok(meta.map(|meta| BlobFile { blob: None, name: shard.clone(), meta }).into_iter().collect());
-            }
-            let mut files = Vec::new();
+        let look = |shard: &OsString| -> Result<Scan> {
+            let (path, mut found) = (base.join(shard), Scan::default());
+            let Some(shard) = shard.to_str().filter(|_| path.is_dir()) else {
+                found.add(self, path, shard.to_str().map(str::to_owned), None)?;
+                return Ok(found);
+            };
             for file in list(&path)? {
-                let name = format!("{shard}/{file}");
-                // None: removed since it was listed.
-                if let Some(meta) = io::stat_at(&self.blobs, &name).map_err(Error::io("stat", path.join(&file)))? {
-                    let blob = layout::parse_blob(self.algorithm(), shard, &file).filter(|(_, form)| floats || *form == Form::Zstd);
-                    files.push(BlobFile { blob, name, meta });
-                }
+                let text = file.to_str();
+                let blob = text.and_then(|text| layout::parse_blob(self.algorithm(), shard, text)).filter(|(_, form)| floats || *form == Form::Zstd);
+                found.add(self, path.join(&file), text.map(|text| format!("{shard}/{text}")), blob)?;
             }
-            Ok(files)
+            Ok(found)
         };
-        let found: Vec<Vec<BlobFile>> = pool::install(|| shards.par_iter().map(files).collect::<Result<_>>())?;
-        Ok(found.into_iter().flatten().collect())
+        let parts: Vec<Scan> = pool::install(|| shards.par_iter().map(look).collect::<Result<_>>())?;
+        let mut found = Scan::default();
+        for part in parts {
+            found.files.extend(part.files);
+            found.others.extend(part.others);
+        }
+        Ok(found)
     }
 }
 
@@ -79,7 +112,7 @@ pub struct Usage {
 impl DirStore {
     /// Counts blobs and bytes; of each file only the first few bytes are read.
     pub fn usage(&self) -> Result<Usage> {
-        let files = self.scan()?;
+        let Scan { files, .. } = self.scan()?;
         let logical = |digest: Digest| -> Result<u64> {
             match self.open_blob(&digest).map(|reader| reader.len()) {
                 Ok(Some(len)) => Ok(len),
@@ -103,8 +136,8 @@ impl DirStore {
             }
             match logical(digest) {
                 Ok(logical_bytes) => Ok(Usage { blobs: 1, physical_bytes: file.meta.len, logical_bytes }),
-                // Removed, or found corrupt, meanwhile.
-                Err(Error::BlobNotFound { .. } | Error::Integrity { .. }) => Ok(Usage::default()),
+                // Removed, or found corrupt, meanwhile; or more than any blob may be, which `verify` tells.
+                Err(Error::BlobNotFound { .. } | Error::Integrity { .. } | Error::Limit { .. }) => Ok(Usage::default()),
                 Err(error) => Err(error),
             }
         };

@@ -337,7 +337,7 @@ fn upkeep_knows_both_forms() {
     bad[1000] ^= 1;
     fs::write(path(&corrupt), bad).unwrap();
 
-    let report = verify::verify(&open(root.path()), &images, &monitor).unwrap();
+    let report = verify::verify(&open(root.path()), &images, false, &monitor).unwrap();
     assert_eq!((report.checked, report.foreign.len(), report.missing.len()), (5, 0, 0));
     assert_eq!(report.corrupt.iter().map(|found| (found.digest, found.path.clone())).collect::<Vec<_>>(), [(Some(corrupt), path(&corrupt))]);
     let unreachable: HashSet<_> = report.unreachable.iter().map(|found| (found.digest.unwrap(), found.path.clone())).collect();
@@ -367,7 +367,7 @@ fn without_the_feature_such_files_are_foreign() {
     let store = open(root.path());
     assert!(!store.has(&digest).unwrap());
     let images = Images::new(store.root());
-    let report = verify::verify(&store, &images, &Monitor::new()).unwrap();
+    let report = verify::verify(&store, &images, false, &Monitor::new()).unwrap();
     assert_eq!((report.checked, report.foreign.len()), (0, 1));
     let options = gc::Options { grace: Duration::ZERO, ..gc::Options::default() };
     assert_eq!(gc::collect(&store, &images, &options, &Monitor::new()).unwrap().freed, 0);
