@@ -6,11 +6,12 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick soak servers fuzz lint bench bench-check fmt clean python-found cargo-found
+.PHONY: help demo test quick soak servers engines fuzz lint bench bench-check fmt clean python-found cargo-found
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+ENGINES_VENV ?= .venv-engines
 # Processes that share the tests; more than processors, since tests wait for disks and servers most of the time.
 WORKERS ?= 4
 # How long each target of `fuzz` runs.
@@ -60,6 +61,18 @@ soak: $(MODULE) $(VENV)/.test ## Let processes use a store and a registry at ran
 
 servers: $(VENV)/.test ## Get the servers that the registry tests talk to
 	@$(PY) -m tests.servers get
+
+# The versions that were tested. They would bring ten times as much if they brought what they depend on.
+ENGINES := lmcache==0.5.6 sglang==0.5.23 vllm==0.33.0
+# Engines warn of much that is not ours.
+engines: $(MODULE) ## Test the plug-ins in the real engines, in .venv-engines: 8 GB with PyTorch, no accelerator
+	@[ -x $(ENGINES_VENV)/bin/python ] || $(PYTHON) -m venv $(ENGINES_VENV)
+	@$(call say,installing the engines and what importing them takes)
+	@$(ENGINES_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade 'pip>=25.1'
+	@$(ENGINES_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --group engines --group test
+	@$(ENGINES_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps $(ENGINES)
+	@PFIMG_REQUIRE_ENGINES=1 PYTHONPATH=python $(ENGINES_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -W default \
+		$(PYTEST_ARGS) tests/engines
 
 # The compiler of the toolchain at hand, told to take the options that only its nightly form takes by itself. Bytes that no earlier ones were
 # like go into .cache/fuzz; what breaks a promise, and how to see it again, is printed.

@@ -59,8 +59,11 @@ PYTHON_ORDER = [
     {"registries"},
     {"store"},
     {"cache"},
+    {"engines", "engines.tier"},
+    {"engines.lmcache", "engines.sglang", "engines.vllm"},
     {"bench"},
     {"images"},
+    {"prefill"},
     {"compat"},
     {""},  # the package itself: imports and __all__
     {"cli"},

@@ -1,9 +1,13 @@
-"""A cache of KV pages under an engine's own keys: memory in front, a directory behind it.
+"""A cache of KV pages under an engine's own keys: memory in front, a directory behind it, and a registry behind that.
 
 Engines name pages by hashes of tokens. Here a key of a namespace stands for a page, and pages are kept by what they hold: in a
 `PageArena`, and behind it in a `PfStore`, so that equal pages are there once and every page is verified as it is read. A put
 returns when its pages are in the arena; a thread writes them to the store, and when it falls behind, puts wait for it. A page
 that was lost or damaged is a miss, never an error and never a wrong page.
+
+An image in a registry may stand behind all that. A page that a key stands for, and that is nowhere here, is fetched from there:
+the keys of such an image come by `pfimg.warm`, their pages when they are asked for. What fails is a miss once more, and the
+registry is left alone for a while.
 
 Limits: a cache's directory belongs to one process at a time, whose threads may all use it; parts of a tensor-parallel group each
 have their own. What was put in the last moments before a process was killed may be missing afterwards.
@@ -12,15 +16,23 @@ have their own. What was put in the last moments before a process was killed may
 import logging
 import os
 import queue
+import sqlite3
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, Self, TypeAlias
 
-from pfimg._core import PageArena
-from pfimg.errors import FormatError, StoreError
-from pfimg.page_index import CacheIdentity, PageIndex
+from pfimg import transfer
+from pfimg._core import PageArena, Store
+from pfimg.errors import FormatError, PfimgError, StoreError
+from pfimg.page_index import CacheIdentity, PageIndex, engine_key
+from pfimg.places import Place, Ref
+from pfimg.registries.base import Registry
 from pfimg.store import PfStore
 from pfimg.types import StrPath
 
@@ -28,6 +40,27 @@ _log = logging.getLogger("pfimg")
 
 # Bytes that the thread moves at a time.
 _MOVED_AT_ONCE = 16 << 20
+# Bytes that are brought from elsewhere at a time: enough that many requests are under way.
+_BROUGHT_AT_ONCE = 64 << 20
+# A registry that failed is not asked for so long, so that not every miss waits until it fails again.
+_PAUSE_SECONDS = 30.0
+
+Bring: TypeAlias = Callable[[Store, list[str]], object]
+"""Brings blobs into a store, verified; what it cannot bring it leaves out."""
+
+
+class Adopted(NamedTuple):
+    """What `PageCache.adopt` did: keys that have a page now, pages that came and their bytes, and keys that were left out."""
+
+    keys: int = 0
+    fetched: int = 0
+    bytes: int = 0
+    missing: int = 0
+    no_room: int = 0
+
+    def plus(self, **counts: int) -> "Adopted":
+        """With so much more of each."""
+        return self._replace(**{name: getattr(self, name) + count for name, count in counts.items()})
 
 
 class PageCache:
@@ -39,10 +72,16 @@ class PageCache:
         arena_bytes: What pages in memory may take; it is taken at once.
         arena_path: A file for the arena, on `/dev/shm` say, which keeps it warm from one process to the next; None: memory of
             this one.
-        store_bytes: What pages in the directory may take, before they are encoded; those used longest ago go first. None: no
-            limit.
+        store_bytes: What pages in the directory may take, before they are encoded; those used longest ago go first. Pages that
+            are only known, and still in the registry, count too. None: no limit.
+        registry: Where pages are fetched that keys stand for and that are not here: an image reference, or what
+            `registries.open` returned for one. None: they are misses.
+
+    Attributes:
+        registry: As it was given.
 
     Raises:
+        BadRef, UnsupportedScheme: The registry's reference is malformed, or of a scheme that is not spoken.
         FormatError: The arena has room for less than two pages.
         StoreError: Another process has the directory or the arena open.
         OSError: The space for the arena is not there.
@@ -68,7 +107,10 @@ class PageCache:
         arena_bytes: int,
         arena_path: StrPath | None = None,
         store_bytes: int | None = None,
+        registry: Ref | Registry | None = None,
     ) -> None:
+        if registry is not None:
+            Place.of(registry)  # refuses what is none before anything is made
         directory = None if path is None else Path(path).expanduser()
         if arena_bytes < 2 * page_bytes:
             raise FormatError(f"arena_bytes {arena_bytes} is less than two pages of {page_bytes}")
@@ -90,12 +132,20 @@ class PageCache:
         # Pages that wait for the store are pinned: half of the arena at most.
         self._most_waiting = max(1, self._arena.slots // 2)
         self._waiting = 0
+        # How often pages were removed: who sees it unchanged knows that none was.
+        self._removals = 0
+        self.registry = registry
+        self._paused_until = 0.0
         self._room = threading.Condition()
         self._error: Exception | None = None
         self._closed = False
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="pfimg-cache", daemon=True)
         self._thread.start()
+        # Another thread than the one that writes, for which puts wait.
+        self._ahead: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+        if registry is not None:
+            threading.Thread(target=self._fetch_ahead, name="pfimg-fetch", daemon=True).start()
 
     def bind(
         self, namespace: str, identity: CacheIdentity, *, max_bytes: int | None = None, ttl_seconds: float | None = None
@@ -141,16 +191,19 @@ class PageCache:
             self._room.wait_for(lambda: self._waiting + len(keys) <= self._most_waiting or self._store is None)
             self._waiting += len(keys)
         try:
+            removals = self._removals
             digests = self._arena.put_many(buffers)
             self._release(self._index.put(namespace, keys, digests, sizes))
             self._count(puts=len(keys), put_bytes=sum(sizes))
             store = self._store
             if store is None:
+                self._put_again(buffers, digests, removals)
                 self._release(self._index.shrink(self._most_bytes or 0))
                 self._done(len(keys))
                 return
             pinned = self._arena.pin(digests)
-            # Others were quicker to fill the arena: what it has given up already goes to the store now.
+            # What the arena has given up already goes to the store now: others were quicker to fill it, or the page was there
+            # without a key, and was removed before this one came to stand for it.
             lost = [index for index, held in enumerate(pinned) if not held]
             if lost:
                 store.put_many([_row(buffers, index) for index in lost], digests=[digests[index] for index in lost])
@@ -160,13 +213,19 @@ class PageCache:
         waiting = [(digest, size) for digest, size, held in zip(digests, sizes, pinned, strict=True) if held]
         self._jobs.put(lambda: self._write(store, waiting, len(keys)))
 
+    def _put_again(self, buffers: Any, digests: list[str], removals: int) -> None:
+        """Pages that were in the arena when they were put, but were removed before their keys stood for them."""
+        if self._removals != removals:
+            lost = [index for index, held in enumerate(self._arena.has_many(digests)) if not held]
+            self._arena.put_many([_row(buffers, index) for index in lost], digests=[digests[index] for index in lost])
+
     def _done(self, count: int) -> None:
         with self._room:
             self._waiting -= count
             self._room.notify_all()
 
     def get_many(self, namespace: str, keys: Sequence[bytes | str], *, out: Any) -> list[bool]:
-        """Reads pages into the caller's memory, each verified.
+        """Reads pages into the caller's memory, each verified; those that only the registry has are fetched from there meanwhile.
 
         Args:
             namespace: One that is bound.
@@ -212,10 +271,55 @@ class PageCache:
             if hits:
                 self._arena.put_many([rows[place] for place in hits], digests=[digests[place] for place in hits])
                 self._count(hits_store=len(hits))
+        is_known = True
+        if self.registry is not None and not all(mask):
+            places = [place for place, hit in enumerate(mask) if not hit]
+            lacking = [rows[place] for place in places]
+            _check_sizes(self._index.sizes(namespace, [keys[missing[place][0]] for place in places]), lacking)
+            some, is_known = self._get_remote([digests[place] for place in places], lacking)
+            for place, hit in zip(places, some, strict=True):
+                mask[place] = hit
         for (index, digest), hit in zip(missing, mask, strict=True):
             found[index] = hit
-            if not hit:
+            if not hit and is_known:
                 self._forget(namespace, keys[index], digest)
+
+    def _get_remote(self, digests: list[str], rows: list[Any]) -> tuple[list[bool], bool]:
+        """Which pages came from the registry into `rows`; and whether it has said that it lacks the others."""
+        with self._landing() as store:
+            is_answered = self._fetch(store, digests)
+            mask = _filled(store, digests, rows)
+        hits = [place for place, hit in enumerate(mask) if hit]
+        if hits:
+            self._arena.put_many([rows[place] for place in hits], digests=[digests[place] for place in hits])
+            self._count(hits_registry=len(hits))
+        # Keys that went meanwhile have left nobody else to remove what has come.
+        self._release([digest for digest in digests if not self._index.refers(digest)])
+        return mask, is_answered
+
+    def _fetch(self, store: Store, digests: list[str]) -> bool:
+        """Brings what it can from the registry; False when that cannot be asked."""
+        if self.registry is None or self._is_paused():
+            return False
+        try:
+            transfer.repair(store, digests, self.registry)
+        except (PfimgError, OSError) as error:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            _log.warning("%s fails, and is not asked for %d seconds: %s", self.registry, _PAUSE_SECONDS, error)
+            return False
+        return True
+
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    @contextmanager
+    def _landing(self) -> Iterator[Store]:
+        """Where blobs land: the store, or without one what goes away at once."""
+        if self._store is not None:
+            yield self._store
+        else:
+            with TemporaryDirectory(prefix="pfimg-") as path:
+                yield Store(path, durability="none")
 
     def _forget(self, namespace: str, key: bytes | str, digest: str) -> None:
         """Removes a key whose page was lost, unless another page was put under it meanwhile."""
@@ -224,7 +328,7 @@ class PageCache:
         self._release(gone)
 
     def has_many(self, namespace: str, keys: Sequence[bytes | str]) -> list[bool]:
-        """Whether the page of each key is there; none is read."""
+        """Whether the page of each key is there, or in the registry as far as one knows; none is read."""
         self._check_open()
         digests = self._index.find(namespace, keys)
         there = self._there([digest for digest in digests if digest is not None])
@@ -238,22 +342,192 @@ class PageCache:
         return next((place for place, digest in enumerate(digests) if digest not in there), len(digests))
 
     def _there(self, digests: list[str]) -> set[str]:
+        """Those whose pages can be had: here, or while nothing speaks against it from the registry."""
+        if self.registry is not None and not self._is_paused():
+            return set(digests)
+        return self._here(digests)
+
+    def _here(self, digests: list[str]) -> set[str]:
         there = {digest for digest, held in zip(digests, self._arena.has_many(digests), strict=True) if held}
         others = [digest for digest in digests if digest not in there]
         if self._store is not None and others:
             there.update(digest for digest, held in zip(others, self._store.has_many(others), strict=True) if held)
         return there
 
-    def prefetch(self, namespace: str, keys: Sequence[bytes | str]) -> int:
-        """Has the pages that are only in the store read into the arena, beside the caller; returns how many these are."""
+    def known(self, namespace: str, keys: Sequence[bytes | str]) -> list[bool]:
+        """Whether each key has a page, as far as memory tells: no disk is asked, so that nothing waits for one.
+
+        A page that was lost from the directory is one still, until `get_many` does not find it.
+        """
         self._check_open()
-        known = {digest for digest in self._index.find(namespace, keys) if digest is not None}
-        cold = [digest for digest, held in zip(known, self._arena.has_many(list(known)), strict=True) if not held]
-        store = self._store
-        if store is None:
+        digests = self._index.find(namespace, keys)
+        if self._store is not None:
+            return [digest is not None for digest in digests]
+        there = self._there([digest for digest in digests if digest is not None])
+        return [digest is not None and digest in there for digest in digests]
+
+    def pin(self, namespace: str, keys: Sequence[bytes | str]) -> list[bool]:
+        """Whether the page of each key is there; those that are make no room for others until `unpin`. Pins count.
+
+        A pinned page still is a miss when it is found damaged, too old, or deleted. Without a directory, pages that are pinned
+        take their part of the arena, and a put that finds no other place is refused.
+        """
+        self._check_open()
+        digests = self._index.find(namespace, keys, pin=True)
+        known = [digest for digest in digests if digest is not None]
+        if self._store is None:
+            there = {digest for digest, held in zip(known, self._arena.pin(known), strict=True) if held}
+        else:
+            there = self._there(known)
+        lost = [key for key, digest in zip(keys, digests, strict=True) if digest is not None and digest not in there]
+        self._index.unpin(namespace, lost)
+        return [digest is not None and digest in there for digest in digests]
+
+    def unpin(self, namespace: str, keys: Sequence[bytes | str]) -> None:
+        """Takes back a pin of each key; one that has none does no harm."""
+        self._check_open()
+        digests = self._index.unpin(namespace, keys)
+        if self._store is None:
+            self._arena.unpin(digests)
+
+    def sizes(self, namespace: str, keys: Sequence[bytes | str]) -> list[int | None]:
+        """The bytes of each key's page, which `out` of `get_many` has to have; None where there is none."""
+        self._check_open()
+        return self._index.sizes(namespace, keys)
+
+    def keys(self, namespace: str) -> dict[bytes | str, int]:
+        """All keys of a namespace with the bytes of their pages, the least recently used first."""
+        self._check_open()
+        return self._index.keys(namespace)
+
+    def namespaces(self, *, bound: bool = False) -> dict[str, CacheIdentity]:
+        """All namespaces that were ever bound and not cleared, with what their pages are of; or those that are `bound` by now."""
+        self._check_open()
+        return self._index.identities(bound=bound)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def on_change(self, tell: Callable[[str, bytes | str, int], None]) -> None:
+        """Has `tell(namespace, key, bytes)` called, in order, for each key that comes and, with less than 0 bytes, that goes.
+
+        Keys go by whatever lets go of them; one that is put again goes and comes. `tell` must be quick, and not use the cache.
+        """
+        self._index.on_change = lambda namespace, raw, size: tell(namespace, engine_key(raw), size)
+
+    def prefetch(self, namespace: str, keys: Sequence[bytes | str]) -> int:
+        """Has the pages that are not in the arena read into it, beside the caller; returns how many these are.
+
+        They come from the store, and from the registry behind it.
+        """
+        self._check_open()
+        known = list(dict.fromkeys(digest for digest in self._index.find(namespace, keys) if digest is not None))
+        cold = [digest for digest, held in zip(known, self._arena.has_many(known), strict=True) if not held]
+        if self.registry is not None:
+            self._ahead.put(cold)
+        elif (store := self._store) is not None:
+            self._jobs.put(lambda: self._read(store, cold))
+        else:
             return 0
-        self._jobs.put(lambda: self._read(store, cold))
         return len(cold)
+
+    def adopt(
+        self,
+        namespace: str,
+        keys: Sequence[bytes | str],
+        digests: Sequence[str],
+        sizes: Sequence[int],
+        bring: Bring | None = None,
+    ) -> Adopted:
+        """Lets keys stand for pages that are elsewhere: what `pfimg.warm` does. Keys that have a page here keep it.
+
+        Where there is not room for all, the first ones come. They are put from the last to the first, so that the first ones,
+        which all others build upon, are the last to go.
+
+        Args:
+            namespace: One that is bound.
+            keys: The engine's names, in order.
+            digests: The digest of each page.
+            sizes: Its bytes; a page that turns out to have others is left out.
+            bring: Brings pages; None leaves them where they are, for the registry to give when they are asked for.
+
+        Raises:
+            FormatError: A page is longer than `page_bytes`.
+            StoreError: The namespace is not bound, or the cache is closed; or what `bring` raises.
+        """
+        self._check_open()
+        self._index.namespace(namespace)
+        for key, size in zip(keys, sizes, strict=True):
+            if size > self._page_bytes:
+                raise FormatError(f"the page of {key!r} has {size:,} bytes, where {self._page_bytes:,} are the most")
+        known = self._index.find(namespace, keys)
+        here = self._here([digest for digest in known if digest is not None])
+        # A key whose page was lost gets it again only if it is the same.
+        free = [at for at, digest in enumerate(known) if digest not in here and digest in (None, digests[at])]
+        room = self._room_for(namespace, is_lazy=bring is None)
+        wanted = []
+        for at in free:
+            room -= sizes[at]
+            if room < 0:
+                break
+            wanted.append((keys[at], digests[at], sizes[at]))
+        done = Adopted(keys=len(keys) - len(free), no_room=len(free) - len(wanted))
+        wanted.reverse()
+        step = max(1, (_BROUGHT_AT_ONCE if bring else _MOVED_AT_ONCE) // self._page_bytes)
+        for start in range(0, len(wanted), step):
+            done = self._adopt(namespace, wanted[start : start + step], bring, done)
+        if self._most_bytes is not None:
+            self._release(self._index.shrink(self._most_bytes))
+        self._jobs.put(self._index.save)
+        return done
+
+    def _adopt(self, namespace: str, pages: list[tuple[bytes | str, str, int]], bring: Bring | None, done: Adopted) -> Adopted:
+        """Some of the pages of `adopt`."""
+        if bring is None:
+            self._link(namespace, pages)
+            return done.plus(keys=len(pages))
+        digests = list(dict.fromkeys(digest for _, digest, _ in pages))
+        with self._landing() as store:
+            removals = self._removals
+            absent = {digest for digest, held in zip(digests, store.has_many(digests), strict=True) if not held}
+            bring(store, digests)
+            self._check_open()
+            sizes = self._fill(store, digests)
+            whole = [page for page in pages if sizes.get(page[1]) == page[2]]
+            self._link(namespace, whole)
+            if self._removals != removals:
+                # As with a put: what was there may have been removed before a key stood for it.
+                bring(store, digests)
+                self._fill(store, digests)
+        self._release([digest for digest in digests if not self._index.refers(digest)])
+        came = absent.intersection(digest for _, digest, _ in whole)
+        size = sum(sizes[digest] for digest in came)
+        return done.plus(keys=len(whole), fetched=len(came), bytes=size, missing=len(pages) - len(whole))
+
+    def _link(self, namespace: str, pages: list[tuple[bytes | str, str, int]]) -> None:
+        keys, digests, sizes = [key for key, _, _ in pages], [digest for _, digest, _ in pages], [size for _, _, size in pages]
+        self._release(self._index.put(namespace, keys, digests, sizes, replace=False))
+
+    def _fill(self, store: Store, digests: list[str]) -> dict[str, int]:
+        """Reads pages into the arena; returns the bytes of those that are whole."""
+        sizes = {}
+        step = max(1, _MOVED_AT_ONCE // self._page_bytes)
+        for start in range(0, len(digests), step):
+            part = digests[start : start + step]
+            pages = store.get_many(part, errors="mask")
+            sizes.update({digest: len(page) for digest, page in zip(part, pages, strict=True) if page is not None})
+            fitting = [(digest, page) for digest, page in zip(part, pages, strict=True) if page and len(page) <= self._page_bytes]
+            self._arena.put_many([page for _, page in fitting], digests=[digest for digest, _ in fitting])
+        return sizes
+
+    def _room_for(self, namespace: str, *, is_lazy: bool) -> int:
+        """Bytes that a namespace may come to have."""
+        most = [self._index.namespace(namespace).max_bytes, self._most_bytes]
+        if self._store is None and not is_lazy:
+            most.append(self._arena.slots * self._page_bytes)
+        return min((limit for limit in most if limit is not None), default=1 << 63)
 
     def delete(self, namespace: str, keys: Sequence[bytes | str]) -> int:
         """Removes keys, and pages that no other key stands for; returns how many keys there were."""
@@ -281,7 +555,10 @@ class PageCache:
         self._jobs.put(done.set)
         done.wait()
         self._release(self._index.expire())
-        self._index.save()
+        try:
+            self._index.save()
+        except sqlite3.Error as failed:
+            self._error = self._error or failed
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -291,6 +568,7 @@ class PageCache:
         if self._closed or self._process != os.getpid():
             return
         self._closed = True
+        self._ahead.put(None)  # nobody waits for what is being fetched
         try:
             self._flush()
         finally:
@@ -298,6 +576,8 @@ class PageCache:
             self._thread.join()
             self._index.close()
             self._arena.close()
+            # Its directories are open as long as anything refers to it.
+            self._store = None
             if self._owner is not None:
                 self._owner.close()
 
@@ -311,10 +591,11 @@ class PageCache:
         """Numbers by name: of calls since the cache was opened, and of what is there now."""
         with self._counting:
             counts = dict(self._counts)
-        names = ("puts", "put_bytes", "hits_arena", "hits_store", "misses", "lost", "written", "written_bytes", "write_errors")
+        hits = ("hits_arena", "hits_store", "hits_registry", "misses", "lost")
+        names = ("puts", "put_bytes", *hits, "written", "written_bytes", "write_errors")
         found = {name: counts.get(name, 0) for name in names}
         arena = self._arena.stats()
-        store_corrupt = 0 if self._store is None else self._store.stats().counters["corrupt"]
+        store_corrupt = 0 if self._store is None else self._store.counters()["corrupt"]
         return found | {
             "corrupt": arena["corrupt"] + store_corrupt,
             "evicted": arena["evicted"],
@@ -348,6 +629,24 @@ class PageCache:
         if digests:
             self._jobs.put(lambda: self._remove(digests))
 
+    def _fetch_ahead(self) -> None:
+        """In a thread of its own: pages to the arena, those that the store lacks from the registry."""
+        while (digests := self._ahead.get()) is not None:
+            try:
+                step = max(1, _BROUGHT_AT_ONCE // self._page_bytes)
+                for start in range(0, len(digests), step):
+                    self._check_open()
+                    self._read_ahead(digests[start : start + step])
+            except Exception as error:  # noqa: BLE001 - nobody waits for it: what did not come is read when it is asked for
+                if not self._closed:
+                    _log.warning("the cache cannot fetch %d pages ahead: %s", len(digests), error)
+
+    def _read_ahead(self, digests: list[str]) -> None:
+        with self._landing() as store:
+            self._fetch(store, digests)
+            self._fill(store, digests)
+        self._release([digest for digest in digests if not self._index.refers(digest)])
+
     # What follows runs in the thread, one after another.
 
     def _work(self) -> None:
@@ -355,7 +654,7 @@ class PageCache:
             try:
                 job()
             except Exception as error:  # noqa: BLE001 - `flush` raises it; what comes next is written all the same
-                self._error = error
+                self._error = self._error or error
                 self._count(write_errors=1)
                 _log.warning("the cache cannot write: %s", error)
 
@@ -368,7 +667,8 @@ class PageCache:
         """Pages from the arena, where they are pinned, to the store."""
         try:
             there = store.has_many([digest for digest, _ in pages])
-            new = [page for page, held in zip(pages, there, strict=True) if not held and self._index.refers(page[0])]
+            cold = dict.fromkeys(page for page, held in zip(pages, there, strict=True) if not held)
+            new = [page for page in cold if self._index.refers(page[0])]
             step = max(1, _MOVED_AT_ONCE // self._page_bytes)
             for start in range(0, len(new), step):
                 digests = [digest for digest, _ in new[start : start + step]]
@@ -386,25 +686,42 @@ class PageCache:
 
     def _read(self, store: PfStore, digests: list[str]) -> None:
         """Pages from the store to the arena."""
-        step = max(1, _MOVED_AT_ONCE // self._page_bytes)
-        for start in range(0, len(digests), step):
-            part = digests[start : start + step]
-            pages = store.get_many(part, errors="mask")
-            whole = [(digest, page) for digest, page in zip(part, pages, strict=True) if page is not None]
-            self._arena.put_many([page for _, page in whole], digests=[digest for digest, _ in whole])
+        self._fill(store, digests)
 
     def _remove(self, digests: list[str]) -> None:
-        gone = [digest for digest in digests if not self._index.refers(digest)]
-        self._arena.remove(gone)
-        for digest in gone:
-            # The store is the cache's own, and only this thread writes to it: nothing else relies on the file.
+        """Pages that still no key stands for, one by one: look-ups wait for it."""
+
+        def remove(digest: str) -> None:
+            self._removals += 1
+            self._arena.remove([digest])
+            # The store is the cache's own: nothing but keys relies on the file.
             if self._store is not None and (path := self._store.blob_path(digest)) is not None:
                 path.unlink(missing_ok=True)
+
+        for digest in digests:
+            self._index.unless_referred(digest, partial(remove, digest))
 
 
 def _row(buffers: Any, index: int) -> Any:
     """One page; a view of several dimensions gives it as a slice only."""
     return buffers[index : index + 1] if hasattr(buffers, "nbytes") else buffers[index]
+
+
+def _check_sizes(sizes: Sequence[int | None], rows: Sequence[Any]) -> None:
+    """FormatError for a row that has not the bytes of its page."""
+    for size, (index, had) in zip(sizes, enumerate(_sizes(rows)), strict=True):
+        if size not in (None, had):
+            raise FormatError(f"a page has {size:,} bytes where {had:,} are expected", index=index)
+
+
+def _filled(store: Store, digests: list[str], rows: list[Any]) -> list[bool]:
+    """Which pages are in `rows` now. One of another length than its key promised is no page."""
+    try:
+        return store.get_many(digests, out=rows, errors="mask")
+    except FormatError:
+        if len(digests) == 1:
+            return [False]
+        return [_filled(store, [digest], [row])[0] for digest, row in zip(digests, rows, strict=True)]
 
 
 def _sizes(buffers: Any) -> list[int]:

@@ -6,6 +6,8 @@ namespace: a row that was damaged is not there.
 
 Namespaces keep their keys in the order of their last use; pages that several keys stand for are counted once. Times of use do not
 outlive the process: after a restart, keys are as old as when they were put.
+
+`recorded` reads such a database beside the process that has it open, as far as that one has written it.
 """
 
 import hashlib
@@ -14,11 +16,13 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pfimg.errors import StoreError
+from pfimg.errors import FormatError, StoreError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS namespaces (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, identity TEXT NOT NULL);
@@ -72,11 +76,63 @@ class Namespace:
         self.bound = False
         self.max_bytes: int | None = None
         self.ttl_seconds: float | None = None
+        # The digests that keys stood for when they were pinned, one a pin.
+        self.pins: dict[bytes, list[str]] = {}
+
+    def identity_read(self) -> CacheIdentity:
+        """The identity as a value."""
+        fields = json.loads(self.identity)
+        return CacheIdentity(**(fields | {"geometry": tuple(fields["geometry"])}))
 
 
 def key_bytes(key: bytes | str) -> bytes:
     """A key as bytes, such that no text is the same as any bytes."""
     return b"t" + key.encode() if isinstance(key, str) else b"b" + bytes(key)
+
+
+def engine_key(raw: bytes) -> bytes | str:
+    """The key that `key_bytes` made these of."""
+    return raw[1:].decode() if raw[:1] == b"t" else raw[1:]
+
+
+class Recorded(NamedTuple):
+    """A namespace as the database has it: raw keys with digests and bytes of their pages, in the order in which they were put."""
+
+    name: str
+    identity: CacheIdentity
+    pages: list[tuple[bytes, str, int]]
+
+
+def recorded(path: Path) -> list[Recorded]:
+    """The namespaces in a database; nothing is written, and nobody is kept from writing.
+
+    Raises:
+        FormatError: It is no such database.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            # One moment of both tables, whatever is written meanwhile.
+            database.execute("BEGIN")
+            namespaces = {namespace.number: namespace for namespace in _namespaces(database)}
+            found = {number: Recorded(each.name, each.identity_read(), []) for number, each in namespaces.items()}
+            for number, key, digest, size, _ in _pages(database, namespaces):
+                found[number].pages.append((key, digest, size))
+            return list(found.values())
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise FormatError(f"{path} is no index of a page cache: {error}", path=path) from error
+
+
+def _namespaces(database: sqlite3.Connection) -> Iterator[Namespace]:
+    for number, name, identity in database.execute("SELECT id, name, identity FROM namespaces"):
+        yield Namespace(number, name, identity)
+
+
+def _pages(database: sqlite3.Connection, namespaces: dict[int, Namespace]) -> Iterator[tuple[int, bytes, str, int, float]]:
+    """Rows whose seal fits, the oldest first."""
+    rows = database.execute("SELECT namespace, key, digest, bytes, put, seal FROM pages ORDER BY put")
+    for number, key, digest, size, put, seal in rows:
+        if number in namespaces and seal == _seal(namespaces[number], key, digest, size):
+            yield number, key, digest, size, put
 
 
 class PageIndex:
@@ -93,7 +149,10 @@ class PageIndex:
         self.namespaces: dict[str, Namespace] = {}
         self._references: dict[str, int] = {}
         self.bytes = 0
+        # Told of each key that comes, with the bytes of its page, and goes, with less than none; under the lock.
+        self.on_change: Callable[[str, bytes, int], None] | None = None
         self._tick = 0
+        self._newest = 0
         self._changed: dict[tuple[int, bytes], Entry | None] = {}
         self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         # Readers do not wait, and a killed process loses no more than its last batch.
@@ -103,13 +162,11 @@ class PageIndex:
         self._load()
 
     def _load(self) -> None:
-        names = {}
-        for number, name, identity in self._database.execute("SELECT id, name, identity FROM namespaces"):
-            names[number] = self.namespaces[name] = Namespace(number, name, identity)
-        rows = self._database.execute("SELECT namespace, key, digest, bytes, put, seal FROM pages ORDER BY put")
-        for number, key, digest, size, put, seal in rows:
-            if number in names and seal == _seal(names[number], key, digest, size):
-                self._set(names[number], key, digest, size, put)
+        numbers = {namespace.number: namespace for namespace in _namespaces(self._database)}
+        self.namespaces = {namespace.name: namespace for namespace in numbers.values()}
+        self._newest = max(numbers, default=0)
+        for number, key, digest, size, put in _pages(self._database, numbers):
+            self._set(numbers[number], key, digest, size, put)
 
     def bind(self, name: str, identity: CacheIdentity, max_bytes: int | None, ttl_seconds: float | None) -> None:
         """Makes a namespace usable; StoreError where it is another identity's."""
@@ -128,9 +185,9 @@ class PageIndex:
                     code="identity",
                 )
             if namespace is None:
-                insert = "INSERT INTO namespaces (name, identity) VALUES (?, ?) RETURNING id"
-                ((number,),) = self._database.execute(insert, (name, text)).fetchall()
-                namespace = self.namespaces[name] = Namespace(number, name, text)
+                # It is written with its first pages: a disk that is full now may have room by then.
+                self._newest += 1
+                namespace = self.namespaces[name] = Namespace(self._newest, name, text)
             namespace.bound, namespace.max_bytes, namespace.ttl_seconds = True, max_bytes, ttl_seconds
 
     def namespace(self, name: str) -> Namespace:
@@ -140,8 +197,11 @@ class PageIndex:
             raise StoreError(f"namespace {name!r} is bound to no identity: call bind first", code="identity")
         return namespace
 
-    def find(self, name: str, keys: Iterable[bytes | str], *, leading: bool = False) -> list[str | None]:
-        """The digest of each key, None for one that is not there or is too old; with `leading`, up to the first of these only."""
+    def find(self, name: str, keys: Iterable[bytes | str], *, leading: bool = False, pin: bool = False) -> list[str | None]:
+        """The digest of each key, None for one that is not there or is too old; with `leading`, up to the first of these only.
+
+        With `pin`, those that are there make no room for others until `unpin`.
+        """
         found: list[str | None] = []
         with self._lock:
             namespace = self.namespace(name)
@@ -153,22 +213,67 @@ class PageIndex:
                     entry.used = self._tick
                     entries.move_to_end(raw)
                     found.append(entry.digest)
+                    if pin:
+                        namespace.pins.setdefault(raw, []).append(entry.digest)
                 elif leading:
                     break
                 else:
                     found.append(None)
         return found
 
-    def put(self, name: str, keys: Sequence[bytes | str], digests: Sequence[str], sizes: Sequence[int]) -> list[str]:
-        """Lets keys stand for pages; returns the digests that no key stands for any longer."""
+    def unpin(self, name: str, keys: Iterable[bytes | str]) -> list[str]:
+        """Takes back a pin of each key; returns the digests that were pinned. Keys without pins do no harm."""
+        found = []
+        with self._lock:
+            namespace = self.namespaces.get(name)
+            if namespace is None:
+                return []
+            for key in keys:
+                pins = namespace.pins.get(raw := key_bytes(key))
+                if pins:
+                    found.append(pins.pop())
+                    if not pins:
+                        del namespace.pins[raw]
+        return found
+
+    def sizes(self, name: str, keys: Iterable[bytes | str]) -> list[int | None]:
+        """The bytes of each key's page, however old; None for one that is not there."""
+        with self._lock:
+            entries = self.namespace(name).entries
+            found = [entries.get(key_bytes(key)) for key in keys]
+        return [None if entry is None else entry.size for entry in found]
+
+    def keys(self, name: str) -> dict[bytes | str, int]:
+        """All keys of a namespace with the bytes of their pages."""
+        with self._lock:
+            entries = list(self.namespace(name).entries.items())
+        return {engine_key(raw): entry.size for raw, entry in entries}
+
+    def identities(self, *, bound: bool = False) -> dict[str, CacheIdentity]:
+        """All namespaces, or those that are bound."""
+        with self._lock:
+            return {name: each.identity_read() for name, each in self.namespaces.items() if each.bound or not bound}
+
+    def put(
+        self, name: str, keys: Sequence[bytes | str], digests: Sequence[str], sizes: Sequence[int], *, replace: bool = True
+    ) -> list[str]:
+        """Lets keys stand for pages; returns the digests that no key stands for any longer.
+
+        Without `replace`, keys that stand for a page already are left.
+        """
         with self._lock:
             namespace, gone, now = self.namespace(name), [], time.time()
+            oldest = _oldest(namespace)
             for key, digest, size in zip(keys, digests, sizes, strict=True):
                 raw = key_bytes(key)
+                if not replace and (entry := namespace.entries.get(raw)) is not None and entry.put >= oldest:
+                    continue
                 gone += self._drop(namespace, raw)
                 self._changed[namespace.number, raw] = self._set(namespace, raw, digest, size, now)
             while namespace.max_bytes is not None and namespace.bytes > namespace.max_bytes:
-                gone += self._drop(namespace, next(iter(namespace.entries)))
+                if (first := _first(namespace)) is None:
+                    break
+                gone += self._drop(namespace, first)
             return [digest for digest in gone if digest not in self._references]
 
     def drop(self, name: str, keys: Iterable[bytes | str], digest: str | None = None) -> tuple[int, list[str]]:
@@ -210,13 +315,23 @@ class PageIndex:
         with self._lock:
             gone = []
             while self.bytes > most:
-                oldest = min((each for each in self.namespaces.values() if each.entries), key=lambda each: _first(each).used)
-                gone += self._drop(oldest, next(iter(oldest.entries)))
+                firsts = [(each, key) for each in self.namespaces.values() if (key := _first(each)) is not None]
+                if not firsts:
+                    break
+                gone += self._drop(*min(firsts, key=lambda first: first[0].entries[first[1]].used))
             return gone
 
     def refers(self, digest: str) -> bool:
         """Whether any key stands for a page."""
         return digest in self._references
+
+    def unless_referred(self, digest: str, remove: Callable[[], None]) -> bool:
+        """Has a page removed that no key stands for; none comes to stand for it meanwhile. Returns whether that was so."""
+        with self._lock:
+            if digest in self._references:
+                return False
+            remove()
+            return True
 
     def _set(self, namespace: Namespace, key: bytes, digest: str, size: int, put: float) -> Entry:
         self._tick += 1
@@ -225,12 +340,16 @@ class PageIndex:
         count = self._references.get(digest, 0)
         self._references[digest] = count + 1
         self.bytes += 0 if count else size
+        if self.on_change is not None:
+            self.on_change(namespace.name, key, size)
         return entry
 
     def _drop(self, namespace: Namespace, key: bytes) -> list[str]:
         entry = namespace.entries.pop(key, None)
         if entry is None:
             return []
+        if self.on_change is not None:
+            self.on_change(namespace.name, key, -entry.size)
         self._changed[namespace.number, key] = None
         namespace.bytes -= entry.size
         self._references[entry.digest] -= 1
@@ -252,18 +371,29 @@ class PageIndex:
                 for (number, key), entry in changed.items()
                 if entry is not None and number in namespaces
             ]
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?, ?)", put)
-            self._database.executemany("DELETE FROM pages WHERE namespace = ? AND key = ?", gone)
-            self._database.execute("COMMIT")
+            try:
+                self._database.execute("BEGIN")
+                named = [(number, namespace.name, namespace.identity) for number, namespace in namespaces.items()]
+                self._database.executemany("INSERT OR IGNORE INTO namespaces VALUES (?, ?, ?)", named)
+                self._database.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?, ?, ?, ?, ?)", put)
+                self._database.executemany("DELETE FROM pages WHERE namespace = ? AND key = ?", gone)
+                self._database.execute("COMMIT")
+            except sqlite3.Error:
+                # A full disk: the next call writes it all, but what has changed again since.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                with self._lock:
+                    self._changed = changed | self._changed
+                raise
 
     def close(self) -> None:
         """Lets go of the database; what was not saved is lost."""
         self._database.close()
 
 
-def _first(namespace: Namespace) -> Entry:
-    return next(iter(namespace.entries.values()))
+def _first(namespace: Namespace) -> bytes | None:
+    """The key that was used longest ago; a pinned one stays, but it was used when it was pinned, so few are passed over."""
+    return next((key for key in namespace.entries if key not in namespace.pins), None)
 
 
 def _oldest(namespace: Namespace) -> float:

@@ -256,6 +256,63 @@ def test_prefetch_brings_pages_into_memory(tmp_path: Path) -> None:
         assert cache.stats()["hits_arena"] == 20
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_pinned_pages_make_no_room(tmp_path: Path, *, stored: bool) -> None:
+    limit = 8 * PAGE if stored else None
+    with open_cache(tmp_path / "cache" if stored else None, slots=8, store_bytes=limit) as cache:
+        cache.bind("small", LLAMA, max_bytes=2 * PAGE)
+        content = pages(40)
+        cache.put_many("chat", ["a", "b"], content[:2])
+        cache.put_many("small", ["c"], content[2:3])
+        assert cache.pin("chat", ["a", "none", "b"]) == [True, False, True]
+        assert cache.pin("chat", ["a"]) == [True]
+        assert cache.pin("small", ["c"]) == [True]
+        for n in range(3, 39, 2):
+            cache.put_many("chat", [f"{n}"], content[n : n + 1])
+            cache.put_many("small", [f"{n}"], content[n + 1 : n + 2])
+            cache.flush()
+        assert read(cache, ["a", "b"], content[:2]) == [True, True]
+        assert read(cache, ["c"], content[2:3], "small") == [True]
+        cache.unpin("chat", ["a", "b", "none", "b"])
+        cache.unpin("small", ["c"])
+        for n in range(10):
+            cache.put_many("chat", [f"later {n}"], pages(1, 100 + n))
+            cache.flush()
+        assert read(cache, ["b"], content[1:2]) == [False]
+        assert read(cache, ["a"], content[:1]) == [True]
+        cache.unpin("chat", ["a"])
+        cache.delete("chat", ["a"])
+        assert cache.pin("chat", ["a"]) == [False]
+
+
+def test_keys_sizes_and_namespaces_are_told(tmp_path: Path) -> None:
+    with open_cache(tmp_path / "cache") as cache:
+        cache.put_many("chat", ["a", b"b"], [b"x" * 10, b"y" * 20])
+        assert cache.sizes("chat", [b"b", "b", "a"]) == [20, None, 10]
+        assert cache.keys("chat") == {"a": 10, b"b": 20}
+    with pfimg.PageCache(tmp_path / "cache", page_bytes=PAGE, arena_bytes=8 * PAGE) as cache:
+        assert cache.namespaces() == {"chat": LLAMA}
+        with pytest.raises(pfimg.StoreError, match="bind"):
+            cache.keys("chat")
+
+
+def test_what_comes_and_goes_is_told_in_order(tmp_path: Path) -> None:
+    told: list[tuple[str, bytes | str, int]] = []
+    with open_cache(tmp_path / "cache", store_bytes=2 * PAGE) as cache:
+        cache.on_change(lambda *change: told.append(change))
+        cache.put_many("chat", ["a", b"b"], pages(2))
+        cache.put_many("chat", ["a"], [b"x" * 10])
+        cache.flush()
+        cache.put_many("chat", ["c"], pages(1, 1))
+        cache.flush()
+        cache.delete("chat", ["a", "none"])
+        cache.clear("chat")
+    assert told == [
+        ("chat", "a", PAGE), ("chat", b"b", PAGE), ("chat", "a", -PAGE), ("chat", "a", 10),
+        ("chat", "c", PAGE), ("chat", b"b", -PAGE), ("chat", "a", -10), ("chat", "c", -PAGE),
+    ]  # fmt: skip
+
+
 def test_wrong_arguments_are_named(cache: pfimg.PageCache) -> None:
     with pytest.raises(pfimg.FormatError, match="1 keys for 2 buffers"):
         cache.put_many("chat", ["a"], pages(2))

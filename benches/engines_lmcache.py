@@ -1,0 +1,173 @@
+"""LMCache's second level: pfimg beside LMCache's own files, through the adapters' tasks and event descriptors; and serdes.
+
+    python -m benches.engines_lmcache [--rounds N]
+
+A thread polls the descriptors, as LMCache's controllers do, and each call is one task on objects in host memory: `fs_native` is
+LMCache's client in C++ with the number of threads that it takes by itself. Everything lies on /dev/shm, and contenders take
+turns. pfimg hashes and verifies, files do not. Its memory is there before pages come, as in a server; what it then writes behind
+to a directory is waited for after each turn, not timed. Of the serdes `fp8` is lossy.
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+from lmcache.v1.distributed.serde import Deserializer, Fp8QuantizationDeserializer, Fp8QuantizationSerializer, Serializer
+from tests.engines.lmcache_driver import DTYPE, Controller, create, documented, key_of, page_of
+
+from pfimg.engines.lmcache import PfimgFloatDeserializer, PfimgFloatSerializer
+
+from .groups import BATCH_BYTES, MIB, SIZES
+from .pages import Batch
+from .rounds import Contender, Group, Result, run, say, timed
+
+ASKED = 1_000
+SERIALIZED_BYTES = 16 * MIB
+
+
+class Engine:
+    """Objects in host memory, one a page of the batch, and what LMCache does with them."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.shape = torch.Size([2, batch.page_bytes // 16_384, 16, 256])
+        memory = torch.zeros(batch.pages.shape, dtype=torch.uint8)
+        self._objects = [page_of(row, self.shape) for row in memory]
+        self._memory: npt.NDArray[np.uint8] = memory.numpy()
+
+    def turn(self, adapter: Controller, keys: list[ObjectKey]) -> dict[str, float]:
+        """Seconds a page to store and to load the batch, and a key to look keys up; fails if the pages have changed."""
+        asked, layouts = keys[:ASKED], {0: MemoryLayoutDesc([self.shape], [DTYPE])}
+        np.copyto(self._memory, self._batch.pages)
+        stored, storing = timed(lambda: adapter.submit("store", keys, self._objects).result())
+        found, looking = timed(lambda: adapter.submit("lookup", asked, layouts).result())
+        self._memory[:] = 0
+        loaded, loading = timed(lambda: adapter.submit("load", keys, self._objects).result())
+        adapter.adapter.submit_unlock(asked)
+        whole = stored.is_successful() and found.popcount() == len(asked) and loaded.popcount() == len(keys)
+        if not (whole and np.array_equal(self._memory, self._batch.pages)):
+            raise ValueError(f"{type(adapter.adapter).__name__} did not give back what was stored")
+        return {"store": storing / len(keys), "load": loading / len(keys), "look-up": looking / len(asked)}
+
+
+def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
+    """What takes turns, and what ends it."""
+    room = 2 * len(batch) * batch.page_bytes
+    options = {"arena_bytes": room, "page_bytes": batch.page_bytes}
+    ours = {
+        "pfimg, memory": Controller(create(documented(options))),
+        "pfimg, memory and directory": Controller(
+            create(documented(options | {"path": str(base / "tier"), "store_bytes": room}))
+        ),
+    }
+
+    def in_pfimg(adapter: Controller, root: Path) -> dict[str, float]:
+        seconds = engine.turn(adapter, named(root))
+        adapter.adapter.cache.flush()
+        return seconds
+
+    def in_files(root: Path) -> dict[str, float]:
+        root.mkdir()
+        adapter = Controller(create({"type": "fs_native", "base_path": str(root)}))
+        seconds = engine.turn(adapter, named(root))
+        adapter.close()
+        return seconds
+
+    def named(root: Path) -> list[ObjectKey]:
+        """Keys that no turn had before: hashes of tokens, as long as the engine's."""
+        return [key_of(f"{root.name}-{place}".encode().hex().rjust(64, "0")) for place in range(len(batch))]
+
+    def end() -> None:
+        for adapter in ours.values():
+            adapter.close()
+
+    return {name: partial(in_pfimg, adapter) for name, adapter in ours.items()} | {"LMCache fs_native": in_files}, end
+
+
+def table(label: str, result: Result) -> str:
+    """Rates, and medians of the ratios within a round."""
+    rows = []
+    for call, contender in result.seconds.items():
+        for name, seconds in contender.items():
+            ratio = median(theirs / mine for theirs, mine in zip(contender["LMCache fs_native"], seconds, strict=True))
+            middle = median(seconds)
+            rate = f"{middle * 1e6:.2f} µs" if call == "look-up" else f"{SIZES[label] / middle / 1e9:.2f} GB/s"
+            rows.append(f"| {label} | {call} | {name} | {rate} | {ratio:.2f} × |")
+    return "\n".join(rows)
+
+
+def serdes(label: str, base: Path, rounds: int) -> str:
+    """Size and rate of each serde on one thread, and of a copy, which is what none costs."""
+    batch = Batch(SIZES[label], SERIALIZED_BYTES)
+    shape = Engine(batch).shape
+    ways: Mapping[str, tuple[Serializer, Deserializer]] = {
+        "pfimg_float": (PfimgFloatSerializer(), PfimgFloatDeserializer()),
+        "LMCache fp8, lossy": (Fp8QuantizationSerializer(), Fp8QuantizationDeserializer()),
+    }
+    sizes = {"none, a copy": 1.0}
+
+    def coded(name: str, serializer: Serializer, deserializer: Deserializer, _root: Path) -> dict[str, float]:
+        key, size = key_of("00"), serializer.estimate_serialized_size(MemoryLayoutDesc([shape], [DTYPE]))
+        sources = [page_of(torch.from_numpy(page), shape) for page in batch.pages]
+        backs = [page_of(torch.from_numpy(row), shape) for row in batch.out]
+        outs = [page_of(memory, memory.shape, torch.uint8) for memory in torch.zeros(len(batch), size, dtype=torch.uint8)]
+        taken, serializing = timed(lambda: [serializer.serialize(*each, key) for each in zip(sources, outs, strict=True)])
+        _, deserializing = timed(lambda: [deserializer.deserialize(*each, key) for each in zip(outs, backs, strict=True)])
+        sizes[name] = sum(taken) / batch.pages.nbytes
+        if "lossy" not in name:
+            batch.check(len(batch))
+        return {"serialize": serializing / len(batch), "deserialize": deserializing / len(batch)}
+
+    def copied(_root: Path) -> dict[str, float]:
+        _, there = timed(np.copyto, batch.out, batch.pages)
+        _, back = timed(np.copyto, batch.out, batch.pages)
+        return {"serialize": there / len(batch), "deserialize": back / len(batch)}
+
+    systems: dict[str, Contender] = {name: partial(coded, name, *way) for name, way in ways.items()} | {"none, a copy": copied}
+    result = run(Group(label, label, batch.page_bytes, systems, batch.renew), rounds, base, say)
+
+    def rates(name: str) -> str:
+        middles = (median(result.seconds[call][name]) for call in ("serialize", "deserialize"))
+        return " | ".join(f"{batch.page_bytes / middle / 1e9:.2f}" for middle in middles)
+
+    return "\n".join(f"| {label} | {name} | {sizes[name]:.1%} | {rates(name)} |" for name in systems)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    options: Any = parser.parse_args()
+    base = Path(tempfile.mkdtemp(prefix="pfimg-bench-", dir="/dev/shm"))
+    places = base / "turns"
+    try:
+        print("| pages of | call | contender | a page, or a key | against `fs_native` |", "|---|---|---|---:|---:|", sep="\n")
+        for label in ("64 KiB", "2 MiB"):
+            batch = Batch(SIZES[label], BATCH_BYTES)
+            places.mkdir()
+            systems, end = contenders(Engine(batch), batch, base)
+            result = run(Group(label, label, batch.page_bytes, systems, batch.renew), options.rounds, places, say)
+            end()
+            for directory in base.iterdir():
+                shutil.rmtree(directory)
+            print(table(label, result), flush=True)
+            if result.disturbed:
+                say(f"{label}: others used the processors in {result.disturbed} rounds")
+        print("\n| bf16 pages of | serde | size | serialize, GB/s | deserialize, GB/s |", "|---|---|---:|---:|---:|", sep="\n")
+        for label in ("64 KiB", "2 MiB"):
+            places.mkdir(exist_ok=True)
+            print(serdes(label, places, options.rounds), flush=True)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
