@@ -5,6 +5,7 @@ A transport delivers, the store verifies and keeps; here is only what to ask for
 
 import logging
 import shutil
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from tempfile import mkdtemp
@@ -13,12 +14,13 @@ from typing import Final, NamedTuple
 from pfimg._core import Manifest, Store
 from pfimg.errors import BlobNotFound, StoreError
 from pfimg.places import Place
-from pfimg.transit import Landing, Meter
+from pfimg.transit import FullError, Landing, Meter
 
 _log = logging.getLogger("pfimg")
 
-# Blobs that a copy holds on this machine's disk at a time.
+# Blobs, and about how many bytes of their frames, that a copy fetches before it sends them.
 _COPY_BATCH: Final = 256
+_COPY_BYTES: Final = 256 << 20
 
 
 class Selection(NamedTuple):
@@ -41,15 +43,21 @@ def fetch_all(place: Place, manifest: Manifest, store: Store, selection: Selecti
     return wanted
 
 
-def fetch(place: Place, digests: Iterable[str], store: Store, meter: Meter) -> None:
-    """Fetches blobs that a store lacks; BlobNotFound, which names one, where the place lacks them too."""
+def fetch(place: Place, digests: Iterable[str], store: Store, meter: Meter, room: int = sys.maxsize) -> None:
+    """Fetches blobs that a store lacks; BlobNotFound, which names one, where the place lacks them too.
+
+    When so many bytes have landed as there is room for, what has not landed is left.
+    """
     absent = absent_from(store, digests)
     if not absent:
         return
     meter.total += len(absent)
     try:
-        place.transport.fetch(absent, Landing(store, meter))
+        place.transport.fetch(absent, Landing(store, meter, room))
         lacking = absent_from(store, absent)
+    except FullError:
+        meter.total -= len(absent_from(store, absent))
+        return
     except BlobNotFound as error:
         if error.digest is None:  # a pack, which the message names
             raise
@@ -65,17 +73,29 @@ def absent_from(store: Store, digests: Iterable[str]) -> list[str]:
     return [digest for digest, here in zip(digests, store.has_many(digests), strict=True) if not here]
 
 
-def passing(here: Place, digests: list[str], manifest: Manifest, codec: str | None) -> Iterator[tuple[Store, list[str]]]:
-    """Blobs on their way from registry to registry, a batch at a time on this machine's disk."""
-    for first in range(0, len(digests), _COPY_BATCH):
-        batch = digests[first : first + _COPY_BATCH]
+def passing(
+    here: Place, digests: list[str], manifest: Manifest, codec: str | None, meter: Meter
+) -> Iterator[tuple[Store, list[str]]]:
+    """Blobs on their way from registry to registry, a batch at a time on this machine's disk.
+
+    How large a blob is turns out when it lands. A batch ends when it has come to `_COPY_BYTES`, and the next asks for no more
+    blobs than will come to that if they are like those of this one, so that little is fetched in vain.
+    """
+    rest, most = digests, _COPY_BATCH
+    while rest:
+        asked, rest = rest[:most], rest[most:]
         path = mkdtemp(prefix="pfimg-")
         kept = "float" if codec == "float" else "auto"
         passing = _Passing(path, digest=manifest.id.partition(":")[0], codec=kept, durability="none")
         # A blob that is a file holds the store, and thereby the file, until it is sent.
         weakref.finalize(passing, shutil.rmtree, path, ignore_errors=True)
-        fetch(here, batch, passing, Meter("fetch"))
-        yield passing, batch
+        before = meter.bytes
+        fetch(here, asked, passing, meter, _COPY_BYTES)
+        left = set(absent_from(passing, asked))
+        came = [digest for digest in asked if digest not in left]
+        yield passing, came
+        rest = [*(digest for digest in asked if digest in left), *rest]
+        most = max(1, min(_COPY_BATCH, len(came) * _COPY_BYTES // max(meter.bytes - before, 1)))
 
 
 class _Passing(Store):

@@ -27,7 +27,8 @@ class Place(NamedTuple):
     def to(cls, ref: AnyRef, opened: Transport | Registry) -> "Place":
         """The place that was connected to."""
         if not isinstance(opened, Transport):
-            raise RegistryError(f"{ref}: what serves {ref.scheme}:// can push and pull images, but not single blobs")
+            message = f"{ref}: what serves {ref.scheme}:// can push and pull images, but not single blobs"
+            raise RegistryError(message, code="not_offered")
         return cls(ref, opened)
 
     @classmethod

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as clone
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Self, cast, overload
 
@@ -185,10 +186,10 @@ def copy(
         layout: The layout at the destination, as `push` takes it.
         expect: What is to be replaced at the destination, as `push` takes it.
         jobs: How many requests each registry gets at once.
-        progress: Called with events of the phase `send`.
+        progress: Called with events of the phases `fetch` and `send`, which alternate.
 
     Returns:
-        What was sent, and the canonical reference under which it is.
+        What was sent, and the canonical reference under which it is; `retries` are those of both registries.
 
     Raises:
         SignatureError: As in `pull`; all other errors are those of `pull` and `push`.
@@ -204,24 +205,86 @@ def copy(
     if codec is None and isinstance(there.transport, Neighbour):
         there.transport.comes_from(here.transport)
     here = here.unpacked()
+    fetched = Meter.of("fetch", progress, here.transport)
     if isinstance(there.transport, ImageTransport):
         there.laid_out(layout, codec, 0)  # refuses what cannot be
         with _scratch(manifest) as whole:
-            wanted = fetch_all(here, manifest, whole, Selection(), Meter("fetch"))
+            wanted = fetch_all(here, manifest, whole, Selection(), fetched)
             frames = CarFrames(whole, codec or there.transport.codec)
             at, meter = _deliver_image(there, manifest, signature, frames.of(wanted), progress)
-        return meter.pushed(at, len(wanted), start)
+        return meter.pushed(at, len(wanted), start, fetched.traffic.retries)
     with _scratch(manifest) as documents:
-        fetch(here, documents.documents(manifest), documents, Meter("documents"))
+        fetch(here, documents.documents(manifest), documents, fetched)
         wanted = documents.reachable(manifest)
     there = there.laid_out(layout, codec, len(wanted))
 
     def blobs(absent: list[str], meter: Meter) -> Iterator[StoredBlob]:
-        for batch in passing(here, absent, manifest, codec):
-            yield from stored(*batch, there.transport, codec, meter)
+        for batch in passing(here, absent, manifest, codec, fetched):
+            for blob in stored(*batch, there.transport, codec, meter):
+                yield replace(blob, is_passing=True)
 
     at, meter = _deliver(there, manifest, signature, wanted, blobs=blobs, progress=progress)
-    return meter.pushed(at, len(wanted), start)
+    return meter.pushed(at, len(wanted), start, fetched.traffic.retries)
+
+
+def push_blobs(
+    store: Store,
+    digests: Iterable[str],
+    ref: Ref,
+    *,
+    codec: str | None = None,
+    jobs: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> PushReport:
+    """Sends blobs ahead of the image that will name them: what is not there yet. Nothing becomes visible by that.
+
+    So many writers send what they have made, and one of them publishes: its `push` finds the blobs there and sends none of
+    them again. Until then nothing names them. A garbage collection of the registry spares what is younger than its grace
+    period; what has gone by then is sent again by the push, which keeps what it has found from being collected.
+
+    Args:
+        store: Where the blobs are.
+        digests: Which.
+        ref: Where to; which image of the place it names does not matter where its images share their blobs.
+        codec: How to encode what is sent, as `push` takes it.
+        jobs: How many requests a registry that is a service gets at once; None leaves that to its adapter.
+        progress: Called with events of the phase `send`.
+
+    Returns:
+        What was sent.
+
+    Raises:
+        BlobNotFound: A blob that the registry lacks is not in the store.
+        IntegrityError: A blob is corrupt.
+        RegistryError: The place is read-only, takes images as a whole (IPFS), or would put so many blobs into packs, which are
+            made when an image is pushed; `.code` is `not_offered`.
+        BadRef, UnsupportedScheme: The reference is malformed, or of a scheme that is not spoken.
+        BackendError, OSError: The registry's service or file system failed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> store = PfStore.open("store")
+        >>> early = [store.put(b"made early")]
+        >>> push_blobs(store, early, f"file://{Path.cwd()}/early").sent
+        1
+        >>> push_blobs(store, early, f"file://{Path.cwd()}/early").sent
+        0
+    """
+    _check_options(codec, "auto")
+    start = time.monotonic()
+    wanted = list(dict.fromkeys(digests))
+    to = Place.of(ref, **_given(jobs=jobs)).for_writing()
+    if isinstance(to.transport, ImageTransport):
+        message = f"{to.ref}: what serves {to.ref.scheme}:// takes an image as a whole, and no blobs ahead of it"
+        raise RegistryError(message, code="not_offered")
+    to = to.laid_out("auto", codec, len(wanted))
+    if isinstance(to.transport, PackedTransport):
+        message = f"{to.ref}: so many blobs go into packs, which are made when an image is pushed: push the image"
+        raise RegistryError(message, code="not_offered")
+    meter = Meter.of("send", progress, to.transport)
+    with store.hold(), _told_apart(store), base.holding(to.transport):
+        _send(to, wanted, lambda absent, meter: stored(store, absent, to.transport, codec, meter), meter)
+    return meter.pushed(to.ref, len(wanted), start)
 
 
 def repair(store: Store, digests: Iterable[str], source: Ref | Registry) -> set[str]:
@@ -252,6 +315,13 @@ def repair(store: Store, digests: Iterable[str], source: Ref | Registry) -> set[
             lacking = where.transport.missing(lost)
             heal(where, [digest for digest in lost if digest not in lacking], store)
         return set(wanted).difference(absent_from(store, wanted))
+
+
+def read_image(ref: Ref, *, trust: Trusted = None, jobs: int | None = None) -> tuple[Place, Manifest]:
+    """The manifest of an image, whose signature was accepted as `pull` accepts it, and the way to the image's blobs."""
+    place = Place.of(ref, **_given(jobs=jobs))
+    manifest, _, _ = _read(place, trust)
+    return place.unpacked(), manifest
 
 
 def open(ref: Ref, *, sign_key: Key | None = None, **options: object) -> Registry:
@@ -371,17 +441,24 @@ def _push(
         def blobs(absent: list[str], meter: Meter) -> Iterator[StoredBlob]:
             return stored(store, absent, to.transport, codec, meter)
 
-        try:
+        with _told_apart(store):
             if isinstance(to.transport, ImageTransport):
                 frames = CarFrames(store, codec or to.transport.codec)
                 at, meter = _deliver_image(to, manifest, signature, frames.of(wanted), progress)
             else:
                 at, meter = _deliver(to, manifest, signature, wanted, blobs=blobs, progress=progress)
-        except IntegrityError as error:
-            if error.digest is not None and store.has(error.digest):
-                store.read_frame(error.digest)  # where it is corrupt here, this moves it to quarantine and says so
-            raise
     return meter.pushed(at, len(wanted), start)
+
+
+@contextmanager
+def _told_apart(store: Store) -> Iterator[None]:
+    """Where a blob is corrupt in the store that it is sent from, it is moved to quarantine, and the error says so."""
+    try:
+        yield
+    except IntegrityError as error:
+        if error.digest is not None and store.has(error.digest):
+            store.read_frame(error.digest)
+        raise
 
 
 def _deliver(
@@ -407,13 +484,9 @@ def _deliver_held(
     blobs: Callable[[list[str], Meter], Iterator[StoredBlob]],
     progress: ProgressCallback | None,
 ) -> tuple[AnyRef, Meter]:
+    meter = Meter.of("send", progress, to.transport)  # of both attempts; a blob that is sent twice counts once
     for attempts_left in (1, 0):
-        missing = to.transport.missing(wanted)
-        absent = [digest for digest in wanted if digest in missing]
-        meter = Meter.of("send", progress, to.transport, len(absent))
-        to.transport.send(blobs(absent, meter))
-        if absent:
-            meter.show(meter.done, meter.bytes)  # no request is under way any more
+        _send(to, wanted, blobs, meter)
         try:
             return to.transport.publish(to.ref, manifest.to_json(), signature), meter
         except BlobNotFound:
@@ -421,6 +494,16 @@ def _deliver_held(
             if not attempts_left:
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def _send(to: Place, wanted: list[str], blobs: Callable[[list[str], Meter], Iterator[StoredBlob]], meter: Meter) -> None:
+    """Sends what a place lacks of `wanted`."""
+    missing = to.transport.missing(wanted)
+    absent = [digest for digest in wanted if digest in missing]
+    meter.total = len(meter.counted.union(absent))
+    to.transport.send(blobs(absent, meter))
+    if absent:
+        meter.show(meter.done, meter.bytes)  # no request is under way any more
 
 
 def _deliver_image(
@@ -455,9 +538,10 @@ def _pull(
     meter = Meter.of("fetch", progress, place.transport)
     with store.hold():
         wanted = fetch_all(place.unpacked(), manifest, store, selection, meter)
-        image = store.put_manifest(manifest) if selection == Selection() else store.put_partial(manifest)
         if is_vouched_for:
+            # Before it can be seen: who is killed in between would be shown an older one without a word.
             seen.remember(store, str(place.ref), manifest, allow_older=allow_older)
+        image = store.put_manifest(manifest) if selection == Selection() else store.put_partial(manifest)
     return meter.pulled(image, len(wanted), verdict, start)
 
 

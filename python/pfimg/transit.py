@@ -2,13 +2,20 @@
 
 Frames pass as they are stored, or encoded anew by the core, a bounded batch at a time; what arrives is verified and stored by
 the core. Float frames, which others cannot read, are encoded anew unless they are asked for.
+
+Limits: to encode a blob anew, the core holds it and its frame in memory, one blob at a time where it is large.
 """
 
+import sys
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Final, Self
 
 from pfimg._core import Store
@@ -36,6 +43,7 @@ class Meter:
     done: int = 0
     bytes: int = 0
     next: float = 0.0
+    counted: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, phase: str, progress: ProgressCallback | None, transport: Transport, total: int = 0) -> Self:
@@ -51,6 +59,12 @@ class Meter:
             self.show(self.done, self.bytes)
             self.next = time.monotonic() + 0.1
 
+    def count(self, blob: StoredBlob) -> None:
+        """Counts a blob, the first time."""
+        if blob.digest not in self.counted:
+            self.counted.add(blob.digest)
+            self.advance(1, blob.size)
+
     def set(self, done: int, total: int, size: int) -> None:
         """Takes over what somebody else has counted."""
         self.total = total
@@ -62,11 +76,11 @@ class Meter:
             requests = self.traffic
             self.progress(Progress(self.phase, done, self.total, size, None, requests.retries, requests.in_flight))
 
-    def pushed(self, ref: object, wanted: int, start: float) -> PushReport:
-        """What a push of so many blobs came to, which began at `start`."""
+    def pushed(self, ref: object, wanted: int, start: float, retries: int = 0) -> PushReport:
+        """What a push of so many blobs came to, which began at `start`; `retries` are those of others than this transport."""
         sent = self.total - self.traffic.found
         size = self.bytes - self.traffic.found_bytes
-        return PushReport(str(ref), sent, wanted - sent, size, time.monotonic() - start, self.traffic.retries)
+        return PushReport(str(ref), sent, wanted - sent, size, time.monotonic() - start, self.traffic.retries + retries)
 
     def pulled(self, image: str, wanted: int, verdict: Verdict, start: float) -> PullReport:
         """What a pull of so many blobs came to, which began at `start`."""
@@ -85,7 +99,7 @@ def stored(store: Store, digests: Iterable[str], transport: Transport, codec: st
     files = _files(store, kept) if getattr(transport, "copies_files", False) else _frames(store, kept)
     for blob in chain(files, _encoded_anew(store, others, codec or "auto")):
         yield blob
-        meter.advance(1, blob.size)
+        meter.count(blob)
 
 
 def _files(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
@@ -109,9 +123,12 @@ def _frames(store: Store, digests: Iterable[str]) -> Iterator[StoredBlob]:
 
 
 def _encoded_anew(store: Store, digests: Iterable[str], codec: str) -> Iterator[StoredBlob]:
-    """Frames of another encoding, made by all threads at once."""
+    """Frames of another encoding, made by all threads at once; large ones as files."""
     for batch, _ in _batches(store, digests):
-        yield from map(_in_memory, batch, store.encode_frames(batch, codec=codec))
+        frames = store.encode_frames(batch, codec=codec)
+        frames.reverse()
+        for digest in batch:
+            yield _sendable(digest, frames.pop())  # so that nobody holds what has been handed on
 
 
 def _batches(store: Store, digests: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
@@ -143,20 +160,74 @@ def _in_memory(digest: str, frame: bytes) -> StoredBlob:
     return StoredBlob(digest, len(frame), None, lambda: frame)
 
 
-class Landing:
-    """The sink of a pull: the core verifies and stores."""
+def _sendable(digest: str, frame: bytes) -> StoredBlob:
+    if len(frame) <= _LARGE_BYTES:
+        return _in_memory(digest, frame)
+    made = _Made(frame)
+    return StoredBlob(digest, len(frame), made.path, made.read, is_passing=True)
 
-    def __init__(self, store: Store, meter: Meter) -> None:
+
+class _Made:
+    """A frame in a file of its own, which goes away with the last reference to this."""
+
+    def __init__(self, frame: bytes) -> None:
+        with NamedTemporaryFile(prefix="pfimg-", delete=False) as file:
+            self.path = Path(file.name)
+            weakref.finalize(self, self.path.unlink, missing_ok=True)
+            file.write(frame)
+
+    def read(self) -> bytes:
+        return self.path.read_bytes()
+
+
+class FullError(Exception):
+    """As many bytes have landed as may; what has not landed is to be asked for again. It is not seen outside of this package."""
+
+
+class Landing:
+    """The sink of a pull: the core verifies and stores.
+
+    Args:
+        store: Where to.
+        meter: Counts what has landed.
+        room: When so many bytes have landed, FullError is raised.
+    """
+
+    def __init__(self, store: Store, meter: Meter, room: int = sys.maxsize) -> None:
         self._store = store
         self._meter = meter
+        self._room = room
 
     def frames(self, items: Sequence[tuple[str, Buffer]]) -> None:
         """Takes frames from memory."""
         self._store.land_frames(items)
-        self._meter.advance(len(items), sum(len(frame) for _, frame in items))
+        self._count(len(items), sum(len(frame) for _, frame in items))
 
     def files(self, items: Sequence[tuple[str, StrPath]]) -> None:
         """Takes frames from files."""
         meter = self._meter
-        _, size = self._store.import_files(items, tick=lambda done, _, size: meter.show(meter.done + done, meter.bytes + size))
-        meter.advance(len(items), size)
+
+        def tick(done: int, _: int, size: int) -> None:
+            meter.show(meter.done + done, meter.bytes + size)
+
+        some = self._fitting(items)
+        _, size = self._store.import_files(some, tick=tick)
+        self._count(len(some), size)
+        if len(some) < len(items):
+            raise FullError
+
+    def _fitting(self, items: Sequence[tuple[str, StrPath]]) -> Sequence[tuple[str, StrPath]]:
+        """Those of the files, from the first one on, that there is room for."""
+        size = 0
+        for at, (_, path) in enumerate(items, 1) if self._room < sys.maxsize else ():
+            with suppress(OSError):  # one that is not there is for the store to tell
+                size += Path(path).stat().st_size
+            if size >= self._room:
+                return items[:at]
+        return items
+
+    def _count(self, items: int, size: int) -> None:
+        self._meter.advance(items, size)
+        self._room -= size
+        if self._room <= 0:
+            raise FullError

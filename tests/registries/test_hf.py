@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
-import shutil
 import subprocess
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from tests.hub.limits import Quota
 from tests.registries.hf_places import REF, REPO, HfPlace
+from tests.registries.programs import needs_reference
 from tests.registries.test_contract import assert_nothing_is_visible, everything
+from tests.servers.scripted import Peer, scripted
 
 import pfimg
+from pfimg.registries.base import Traffic
+from pfimg.registries.connections import Patience
 from pfimg.registries.hf import HfRegistry, repository, transport
 from pfimg.registries.hf.access import Access
 
@@ -225,7 +230,7 @@ def test_the_published_client_gets_the_same_files(
 
 
 @pytest.mark.reference
-@pytest.mark.skipif(shutil.which("pf") is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
+@needs_reference
 def test_the_reference_reads_what_is_pushed_and_the_other_way_round(
     hub: Hub, tmp_path: Path, store: pfimg.PfStore, other: pfimg.PfStore, make_image: Callable[..., str]
 ) -> None:
@@ -302,7 +307,8 @@ def test_many_blobs_are_looked_up_by_a_listing(hub: Hub, store: pfimg.PfStore, m
 def test_the_hub_is_asked_again_when_it_says(
     hub: Hub, store: pfimg.PfStore, other: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub.limits, "quotas", {"api": Quota(4, 1), "resolvers": Quota(15, 1)})
+    # So few that the slowest machine asks for more.
+    monkeypatch.setattr(hub.limits, "quotas", {"api": Quota(4, 3), "resolvers": Quota(15, 1)})
     pfimg.push(store, image, REF)
     pfimg.pull(REF, other)
     assert everything(other, image) == everything(store, image)
@@ -344,6 +350,49 @@ def test_refusals_are_told_apart(hub: Hub, store: pfimg.PfStore, other: pfimg.Pf
     assert code(push(f"{REF}:new")) == "quota"
     hub.fault("GET", "/revision/", times=99, status=429)
     assert pfimg.exists(REF)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_cannot_be_reached_and_one_that_does_not_answer(
+    store: pfimg.PfStore, other: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_PATIENCE", Patience(silence=0.5, window=0.5, attempts=2, pause=0.01))
+    with scripted() as silent:
+        silent.otherwise = Peer.silence
+        for endpoint, code in {
+            "http://127.0.0.1:1": "unreachable",
+            "http://hub.invalid": "unreachable",
+            silent.url: "timeout",
+        }.items():
+            monkeypatch.setenv("HF_ENDPOINT", endpoint)
+            for work in (lambda: pfimg.exists(REF), lambda: pfimg.pull(REF, other), lambda: pfimg.push(store, image, REF)):
+                with pytest.raises(pfimg.BackendError, match=re.escape(endpoint)) as caught:
+                    work()
+                assert caught.value.code == code
+    assert_nothing_is_visible(other)
+    # What the client itself asks for ends likewise.
+    with pytest.raises(pfimg.BackendError) as caught:
+        repository.Repository(REPO, Access.of(endpoint="http://127.0.0.1:1", token="hf_x"), Traffic()).create(public=False)
+    assert (caught.value.code, caught.value.retryable) == ("unreachable", True)
+
+
+def test_a_hub_that_is_not_to_be_asked_is_not(hub: Hub, store: pfimg.PfStore, other: pfimg.PfStore, image: str) -> None:
+    pfimg.push(store, image, REF)
+    hub.requests.clear()
+    # The client reads the variable once, when it is imported.
+    call = "import sys, pfimg\ntry: pfimg.exists(sys.argv[1])\nexcept pfimg.BackendError as error: print(error.code, error)"
+    done = subprocess.run(
+        [sys.executable, "-c", call, REF], env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"offline HF_HUB_OFFLINE is set.*: unset it\n", done.stdout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for work in (lambda: pfimg.exists(REF), lambda: pfimg.pull(REF, other), lambda: pfimg.push(store, image, REF)):
+            with pytest.raises(pfimg.BackendError, match="HF_HUB_OFFLINE is set") as caught:
+                work()
+            assert (caught.value.code, caught.value.retryable) == ("offline", False)
+    assert hub.requests == []
+    assert pfimg.pull(REF, other).image == image
 
 
 def test_without_a_token_only_what_is_public_can_be_read(

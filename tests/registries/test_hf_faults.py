@@ -13,9 +13,11 @@ from tests.registries.hf_places import REF, REPO, HfPlace
 from tests.registries.test_contract import assert_nothing_is_visible, everything
 
 import pfimg
-from pfimg.registries.base import blob_name
+from pfimg.registries.base import Traffic, blob_name
 from pfimg.registries.connections import Patience
 from pfimg.registries.hf import repository, transport
+from pfimg.registries.hf.access import Access
+from pfimg.registries.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,6 +188,34 @@ def test_ranges_whose_addresses_have_expired_are_looked_for_again(
     hub.fault("GET", "/content/", status=403, skip=2)
     assert_whole(store, other, image)
     assert 403 in {seen.status for seen in hub.seen("GET", "/content/")}
+
+
+def test_an_address_that_has_expired_for_several_ranges_at_once_is_looked_for_again(
+    hub: Hub, store: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pfimg.push(store, image, REF, layout="packed")
+    (name,) = (path for path in hub.files(REPO, "main") if path.endswith(".pack"))
+    content = hub.files(REPO, "main")[name]
+    access = Access.of(endpoint=hub.url, token=hub.token())
+    repo = repository.Repository(REPO, access, Traffic())
+    assert repo.fetch_range("main", name, 0, 4) == content[:4]  # from now on the address is known
+    hub.requests.clear()
+    fetch_range = repo._client.fetch_range
+    both = threading.Barrier(2, timeout=30)
+    expired = {(0, 8), (8, 8)}
+
+    def fetch(url: str, offset: int, length: int) -> Any:
+        if (offset, length) in expired:
+            expired.discard((offset, length))
+            both.wait()
+            raise pfimg.BackendError("it has expired", status=403)
+        return fetch_range(url, offset, length)
+
+    monkeypatch.setattr(repo._client, "fetch_range", fetch)
+    pool = Workers(2, Traffic(), REF)
+    got = dict(pool.map(lambda offset: repo.fetch_range("main", name, offset, 8), (0, 8)))
+    assert got == {0: content[:8], 8: content[8:16]}
+    assert 1 <= len(hub.seen("HEAD", "/resolve/")) <= 2
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for_without_end(

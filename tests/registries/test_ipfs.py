@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests import servers
 from tests.registries.conftest import META
 from tests.registries.ipfs_places import ABSENT, IpfsPlace
+from tests.registries.programs import needs_reference
 from tests.registries.test_contract import assert_nothing_is_visible, everything
+from tests.servers import process
 from tests.servers import proxy as proxies
 from tests.servers.scripted import Answer
 
 import pfimg
+from pfimg.registries.ipfs import node as node_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.servers.proxy import Proxy
     from tests.servers.scripted import Peer
 
 COMMAND = shutil.which("pf")
-needs_reference = pytest.mark.skipif(COMMAND is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
 
 
 @pytest.fixture
@@ -49,6 +54,11 @@ def gateway(kubo: servers.Kubo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pro
         monkeypatch.setenv("IPFS_API", "http://127.0.0.1:1")
         monkeypatch.setenv("IPFS_GATEWAY", between.url)
         yield between
+
+
+def forget(between: Proxy, store: pfimg.PfStore) -> None:
+    """Has the node forget what it has pinned."""
+    IpfsPlace(servers.Kubo(between.url, "", store.root, store.root))
 
 
 def cid(report: pfimg.PushReport) -> str:
@@ -288,7 +298,7 @@ def test_a_root_that_is_not_pinned_is_no_success(between: Proxy, store: pfimg.Pf
     with pytest.raises(pfimg.BackendError, match=r"has not pinned ipfs://bafy.*: no room for pins"):
         pfimg.push(store, image, "ipfs://")
     for body in (b"", b'{"Stats":{"BlockCount":0,"BlockBytesCount":0}}'):
-        IpfsPlace(servers.Kubo(between.url, "", store.root, store.root))  # forgets what is pinned
+        forget(between, store)
         between.on("POST", "dag/import", proxies.answer(200, body=body))
         with pytest.raises(pfimg.BackendError, match="does not say that it has bafy"):
             pfimg.push(store, image, "ipfs://")
@@ -314,6 +324,99 @@ def test_a_node_that_goes_away_in_mid_push(store: pfimg.PfStore, other: pfimg.Pf
         sent = pfimg.push(store, image, "ipfs://")
         pfimg.pull(sent.ref, other)
     assert everything(other, image) == everything(store, image)
+
+
+@pytest.mark.parametrize("act", [proxies.lost, proxies.applied(502), proxies.applied(504)], ids=["no answer", "502", "504"])
+def test_a_push_whose_answer_is_lost_is_one_if_the_node_has_pinned_it(
+    between: Proxy, store: pfimg.PfStore, other: pfimg.PfStore, image: str, act: proxies.Act
+) -> None:
+    between.on("POST", "dag/import", act)
+    sent = pfimg.push(store, image, "ipfs://")
+    assert sent.sent == len(everything(store, image))
+    assert (between.count("POST", "dag/import"), between.count("POST", "pin/ls")) == (1, 2)
+    assert pfimg.pull(sent.ref, other).image == image
+
+
+def test_a_push_that_was_not_carried_out_is_none(between: Proxy, store: pfimg.PfStore, image: str) -> None:
+    between.on("POST", "dag/import", lambda peer, _: peer.close())
+    with pytest.raises(pfimg.BackendError, match="broke off"):
+        pfimg.push(store, image, "ipfs://")
+    assert between.count("POST", "pin/ls") == 2
+    between.on("POST", "dag/import", proxies.lost)
+    between.on("POST", "pin/ls", proxies.passed, proxies.answer(500, body=b'{"Message":"no room","Code":0,"Type":"error"}'))
+    with pytest.raises(pfimg.BackendError, match="broke off"):  # and not what came of the question
+        pfimg.push(store, image, "ipfs://")
+
+
+def test_a_node_that_takes_long_to_store_much_is_waited_for(
+    between: Proxy, store: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "_GRACE_SECONDS", 0)
+
+    def slow(peer: Peer, forward: Callable[[], servers.Response]) -> None:
+        response = forward()
+        peer.stopped.wait(5)
+        proxies.respond(peer, response)
+
+    registry = pfimg.registries.open("ipfs://", timeout=3)
+    between.always("POST", "dag/import", slow)
+    registry.push("ipfs://", store.get_manifest(image), store)
+    assert between.count("POST", r"pin/ls\?arg=") == 2  # once its time was up it was asked what had come of it
+    forget(between, store)
+    monkeypatch.setattr(node_module, "_SLOWEST", 1 << 8)  # some seconds more for what is sent
+    registry.push("ipfs://", store.get_manifest(image), store)
+    assert between.count("POST", r"pin/ls\?arg=") == 3
+
+
+def test_a_node_that_is_started_again_is_pushed_to_again(
+    store: pfimg.PfStore, other: pfimg.PfStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same repository, which has a part of what the first push has sent."""
+    image = image_of(store, 6_000)
+    with servers.kubo() as kubo:
+        monkeypatch.setenv("IPFS_API", kubo.api)
+        (daemon,) = (entry for entry in Path("/proc").iterdir() if entry.name.isdecimal() and is_daemon_of(entry, kubo.repo))
+        killed: list[int] = []
+
+        def kill(event: pfimg.Progress) -> None:
+            if event.phase == "send" and event.done > 2_000 and not killed:
+                killed.append(int(daemon.name))
+                os.kill(killed[0], signal.SIGKILL)
+
+        with pytest.raises(pfimg.BackendError, match="IPFS_API"):
+            pfimg.push(store, image, "ipfs://", progress=kill)
+        assert killed
+        with restarted(kubo) as api:
+            monkeypatch.setenv("IPFS_API", api)
+            sent = pfimg.push(store, image, "ipfs://")
+            assert sent.sent == len(everything(store, image))
+            pfimg.pull(sent.ref, other)
+    assert everything(other, image) == everything(store, image)
+
+
+def is_daemon_of(process: Path, repo: Path) -> bool:
+    with suppress(OSError):  # it has ended, or is somebody else's
+        return b"daemon" in (process / "cmdline").read_bytes() and f"IPFS_PATH={repo}".encode() in (
+            process / "environ"
+        ).read_bytes().split(b"\0")
+    return False
+
+
+@contextmanager
+def restarted(kubo: servers.Kubo) -> Iterator[str]:
+    """Another daemon on a repository whose daemon is gone; gives the address of its API."""
+    (kubo.repo / "api").unlink(missing_ok=True)
+    directory = kubo.repo.parent / "again"
+    directory.mkdir()
+
+    def ready() -> str | None:
+        host, _, port = (kubo.repo / "api").read_text().strip().removeprefix("/ip4/").partition("/tcp/")
+        api = f"http://{host}:{port}"
+        return api if servers.request(f"{api}/api/v0/version", "POST").status == 200 else None
+
+    env = {"IPFS_PATH": str(kubo.repo), "IPFS_TELEMETRY": "off"}
+    with process.running([kubo.program, "daemon", "--offline"], directory, ready, env=env) as api:
+        yield api
 
 
 def test_a_node_that_is_not_there(store: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import socket
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,7 @@ from tests.servers.scripted import Answer, scripted
 import pfimg
 from pfimg.registries import web
 from pfimg.registries.connections import Patience
-from pfimg.registries.oci import address, repository
+from pfimg.registries.oci import OciTransport, address, repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,6 +222,57 @@ def test_what_is_too_large_for_the_registry_goes_in_pieces(
     between.always("PUT|PATCH|POST", "/blobs/", small_only)
     pfimg.push(store, image, ref)
     assert between.count("PATCH", UPLOAD) == 2
+    assert pfimg.pull(ref, other).image == image
+
+
+@pytest.mark.parametrize("layout", ["reference", "packed"])
+@pytest.mark.parametrize(("method", "status"), [("PUT", 413), ("PATCH", 413), ("PATCH", 405), ("PATCH", 400)])
+def test_what_a_registry_does_not_take_is_learned_by_many_threads_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+    between: Proxy,
+    ref: str,
+    tmp_path: Path,
+    store: pfimg.PfStore,
+    other: pfimg.PfStore,
+    method: str,
+    status: int,
+    layout: str,
+) -> None:
+    """Sixteen blobs, or packs, of which each is refused before any thread knows of the other refusals."""
+    monkeypatch.setattr(repository, "_SMALL_BYTES", 64 << 10)
+    monkeypatch.setattr(repository, "_PIECE_BYTES", 128 << 10)
+    monkeypatch.setattr(repository, "_WHOLE_BYTES", 1 << 20 if method == "PUT" else 100 << 10)
+    monkeypatch.setattr(repository, "_TRIAL_BYTES", 0)
+    monkeypatch.setattr(OciTransport, "pack_bytes", 250 << 10)
+    (tmp_path / "work").mkdir()
+    for at in range(16):
+        (tmp_path / "work" / str(at)).write_bytes(random.Random(at).randbytes(250 << 10))
+    image = pfimg.snapshot(store, agent="tester", fs_root=tmp_path / "work")
+    all_at_once = threading.Barrier(16)
+    refused: list[Peer] = []
+
+    def refusing(peer: Peer, forward: Callable[[], Response]) -> None:
+        if len(peer.asked.body) <= 64 << 10 if status == 413 else len(refused) == 16:
+            passed(peer, forward)
+            return
+        refused.append(peer)
+        with suppress(threading.BrokenBarrierError):
+            all_at_once.wait(10)
+        answer(status)(peer, forward)
+
+    between.always(method, UPLOAD, refusing)
+    sent = pfimg.push(store, image, ref, layout=layout, jobs=16)
+    assert sent.sent == len(everything(store, image))
+    assert sent.retries >= 16
+    assert pfimg.pull(ref, other).image == image
+    assert everything(other, image) == everything(store, image)
+
+
+def test_to_learn_what_a_registry_takes_uses_up_no_attempts(
+    between: Proxy, ref: str, store: pfimg.PfStore, other: pfimg.PfStore, image: str
+) -> None:
+    between.on("PUT", UPLOAD, *[NOT_NOW] * 4, answer(413))
+    assert pfimg.push(store, image, ref, jobs=1).retries == 5
     assert pfimg.pull(ref, other).image == image
 
 

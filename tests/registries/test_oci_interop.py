@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.registries.oci_places import OciPlace, digest_of
+from tests.registries.programs import needs_reference, needs_skopeo
 from tests.registries.test_contract import everything
 
 import pfimg
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from tests.servers import OciServer
 
 COMMAND = shutil.which("pf")
-needs_reference = pytest.mark.skipif(COMMAND is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
 SKOPEO = shutil.which("skopeo")
-needs_skopeo = pytest.mark.skipif(SKOPEO is None, reason="needs skopeo: apt-get install skopeo")
 OWN_KEY = "fleet-key"
 
 

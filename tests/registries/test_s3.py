@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,10 +10,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+import boto3
 import obstore
 import pytest
+import zstandard
 from obstore.store import S3Store
 from tests.registries.conftest import META
+from tests.registries.programs import needs_reference
 from tests.registries.s3_places import BucketPlace, point_to
 from tests.registries.test_contract import everything
 from tests.servers.faulty import Faulty, faulty, refused
@@ -63,7 +67,35 @@ def test_the_layout_is_that_of_the_format(place: BucketPlace, store: pfimg.PfSto
     assert {name: place.read(name) for name in place.names()} == expected
 
 
-@pytest.mark.skipif(COMMAND is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
+def test_another_client_lists_and_reads_what_is_pushed(
+    server: S3Server, place: BucketPlace, store: pfimg.PfStore, make_image: Callable[..., str]
+) -> None:
+    image = make_image(pages=40)
+    pfimg.push(store, image, place.ref)
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name=server.region,
+    )
+    prefix = f"{place.ref.removeprefix(f's3://{place.bucket}/')}/"
+    listing = client.get_paginator("list_objects_v2").paginate(
+        Bucket=place.bucket, Prefix=prefix, PaginationConfig={"PageSize": 20}
+    )
+    sizes = {entry["Key"].removeprefix(prefix): entry["Size"] for page in listing for entry in page["Contents"]}
+    expected = everything(store, image)
+    assert sizes.keys() == {"manifest.json", "manifest.json.sig", *map(blob_name, expected)}
+    for digest, data in expected.items():
+        name = blob_name(digest)
+        frame = client.get_object(Bucket=place.bucket, Key=prefix + name)["Body"].read()
+        assert len(frame) == sizes[name]
+        assert zstandard.ZstdDecompressor().decompress(frame) == data  # one frame that tells its size
+    manifest = client.get_object(Bucket=place.bucket, Key=f"{prefix}manifest.json")["Body"].read()
+    assert f"sha256:{hashlib.sha256(manifest).hexdigest()}" == image
+
+
+@needs_reference
 def test_the_reference_reads_and_is_read(
     place: BucketPlace, tmp_path: Path, store: pfimg.PfStore, other: pfimg.PfStore, image: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import subprocess
@@ -12,19 +13,24 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.registries.s3_places import BucketPlace, point_to
 from tests.registries.test_contract import assert_nothing_is_visible, everything
-from tests.servers.faulty import Way, cut, done_but, dripping, dropped, faulty, first_times, lost, refused, silent
+from tests.servers.faulty import Way, cut, done_but, dripping, dropped, faulty, first_times, lost, refused, silent, sound
 
 import pfimg
-from pfimg.registries.base import blob_name
+from pfimg import _core
+from pfimg.registries import S3Transport, base
+from pfimg.registries.base import StoredBlob, blob_name
+from pfimg.registries.refs import S3Ref
 from pfimg.registries.s3 import bucket as bucket_module
+from pfimg.registries.s3 import leases
+from pfimg.registries.s3.leases import Leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.servers import S3Server
-    from tests.servers.faulty import Faulty
-    from tests.servers.scripted import Asked
+    from tests.servers.faulty import Faulty, Passed
+    from tests.servers.scripted import Asked, Peer
 
 # One request may take so long here, in seconds.
 TIMEOUT = 1.0
@@ -150,6 +156,12 @@ def test_requests_are_repeated_so_often_and_no_more(front: Faulty, place: Bucket
     assert len(front.asked) == bucket_module._FIRST_REPEATS + 1
 
 
+def transport_of(place: BucketPlace) -> S3Transport:
+    ref = base.parse(place.ref)
+    assert isinstance(ref, S3Ref)
+    return S3Transport(ref)
+
+
 def large_image(tmp_path: Path, size: int) -> tuple[pfimg.PfStore, str, str]:
     """A store, an image in it, and the large blob that is most of it."""
     store = pfimg.PfStore.open(tmp_path / "large", codec="store")
@@ -162,37 +174,110 @@ def large_image(tmp_path: Path, size: int) -> tuple[pfimg.PfStore, str, str]:
 def test_a_large_blob_whose_sending_fails_once_at_some_step(
     place: BucketPlace, front: Faulty, tmp_path: Path, other: pfimg.PfStore, way: Way, step: str
 ) -> None:
-    store, image, base = large_image(tmp_path, 20 << 20)
+    store, image, model = large_image(tmp_path, 20 << 20)
     method = "PUT" if step == "partNumber=2" else "POST"
     front.faults.append(first_times(1, way, lambda asked: asked.method == method and step in asked.path))
     pfimg.push(store, image, place.ref)
-    assert place.read(blob_name(base)) == store.read_frame(base)
+    assert place.read(blob_name(model)) == store.read_frame(model)
     pfimg.pull(place.ref, other)
-    assert other.get(base) == store.get(base)
+    assert other.get(model) == store.get(model)
 
 
 def test_a_large_blob_whose_sending_goes_on_failing_leaves_nothing(
     place: BucketPlace, front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, image, base = large_image(tmp_path, 20 << 20)
+    store, image, model = large_image(tmp_path, 20 << 20)
     monkeypatch.setitem(bucket_module._PATIENTLY, "max_retries", 1)
     front.faults.append(lambda asked: refused(503) if "partNumber=3" in asked.path else None)
-    with pytest.raises(pfimg.BackendError, match=rf"{base.partition(':')[2]}\.zst: .* failed \(503\)"):
+    with pytest.raises(pfimg.BackendError, match=rf"{model.partition(':')[2]}\.zst: .* failed \(503\)"):
         pfimg.push(store, image, place.ref)
-    assert blob_name(base) not in place.names()
+    assert blob_name(model) not in place.names()
     uploads = place.server.request("GET", f"/{place.bucket}", query={"uploads": "", "prefix": ""})
     assert b"<UploadId>" not in uploads.body  # what was begun was ended too
+
+
+def altered(peer: Peer, carry_out: Callable[[], Passed]) -> None:
+    """A bit of the body changes on the way; the head was signed together with the SHA-256 of what was sent."""
+    asked = peer.asked
+    assert asked.headers["x-amz-content-sha256"] == hashlib.sha256(asked.body).hexdigest()
+    peer.asked = asked._replace(body=asked.body[:-1] + bytes([asked.body[-1] ^ 1]))
+    sound(peer, carry_out)
+
+
+@pytest.mark.parametrize(("layout", "what"), [("auto", "/blobs/"), ("packed", "/packs/"), ("auto", "/manifest.json")])
+def test_what_is_altered_on_the_way_is_refused_and_not_stored(
+    place: BucketPlace, front: Faulty, store: pfimg.PfStore, other: pfimg.PfStore, image: str, layout: str, what: str
+) -> None:
+    front.faults.append(lambda asked: altered if asked.method == "PUT" and what in asked.path else None)
+    with pytest.raises(pfimg.BackendError, match="XAmzContentSHA256Mismatch"):
+        pfimg.push(store, image, place.ref, layout=layout)
+    assert not any(what in f"/{name}" for name in place.names())
+    assert not pfimg.exists(place.ref)
+    front.faults.clear()
+    pfimg.push(store, image, place.ref, layout=layout)
+    assert pfimg.pull(place.ref, other).image == image
+    assert everything(other, image) == everything(store, image)
+
+
+def test_a_part_that_is_altered_on_the_way_is_refused(
+    place: BucketPlace, front: Faulty, tmp_path: Path, other: pfimg.PfStore
+) -> None:
+    store, image, model = large_image(tmp_path, 20 << 20)
+    front.faults.append(lambda asked: altered if "partNumber=2" in asked.path else None)
+    with pytest.raises(pfimg.BackendError, match="XAmzContentSHA256Mismatch"):
+        pfimg.push(store, image, place.ref)
+    assert blob_name(model) not in place.names()
+    front.faults.clear()
+    pfimg.push(store, image, place.ref)
+    pfimg.pull(place.ref, other)
+    assert other.get(model) == store.get(model)
+
+
+@pytest.mark.parametrize("codec", ["store", "zstd"])
+def test_a_large_blob_that_is_encoded_anew_goes_in_parts(
+    place: BucketPlace, front: Faulty, tmp_path: Path, other: pfimg.PfStore, codec: str
+) -> None:
+    store, image, model = large_image(tmp_path, 20 << 20)
+    sent = pfimg.push(store, image, place.ref, codec=codec)
+    parts = [len(asked.body) for asked in front.asked if asked.method == "PUT" and "partNumber=" in asked.path]
+    assert sorted(parts)[-2:] == [8 << 20, 8 << 20]
+    assert max(len(asked.body) for asked in front.asked) == 8 << 20
+    assert sent.sent == len(everything(store, image))
+    pfimg.pull(place.ref, other)
+    assert other.get(model) == store.get(model)
+
+
+def test_a_large_frame_in_memory_goes_in_parts(place: BucketPlace, front: Faulty) -> None:
+    content = random.Random(6).randbytes(20 << 20)
+    digest, frame = _core.digest_of(content), _core.encode_frame(content, codec="store")
+    transport_of(place).send([StoredBlob(digest, len(frame), None, lambda: frame)])
+    assert place.read(blob_name(digest)) == frame
+    assert max(len(asked.body) for asked in front.asked) == 8 << 20
+
+
+@pytest.mark.parametrize("error", [pfimg.BackendError("the listing fails"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_sweep_that_ends_while_it_takes_its_lease_leaves_none(
+    place: BucketPlace, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(_: Leases) -> list[str]:
+        assert len(place.names(leases.LEASES)) == 1
+        raise error
+
+    monkeypatch.setattr(Leases, "_others", fail)
+    with pytest.raises(type(error)), transport_of(place).alone():
+        pass
+    assert place.names(leases.LEASES) == []
 
 
 @pytest.mark.parametrize("way", [cut, dropped, refused(500)], ids=["cut", "dropped", "500"])
 def test_a_large_blob_whose_fetching_fails_piece_by_piece(
     place: BucketPlace, front: Faulty, tmp_path: Path, other: pfimg.PfStore, way: Way
 ) -> None:
-    store, image, base = large_image(tmp_path, 40 << 20)
+    store, image, model = large_image(tmp_path, 40 << 20)
     pfimg.push(store, image, place.ref)
     front.faults.append(first_times(1, way, lambda asked: "range" in asked.headers))
     assert pfimg.pull(place.ref, other).retries == 6
-    assert other.get(base) == store.get(base)
+    assert other.get(model) == store.get(model)
 
 
 PUSH = """

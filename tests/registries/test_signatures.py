@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.registries.conftest import ADAPTERS
+from tests.registries.programs import needs_reference
 
 import pfimg
 from pfimg.keys import SigningKey
@@ -124,7 +125,7 @@ def test_an_older_image_is_not_put_back_unnoticed(
     assert pfimg.pull(place.source, other, trust=trust).image == old
 
 
-@pytest.mark.skipif(COMMAND is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
+@needs_reference
 @pytest.mark.reference
 def test_the_reference_refuses_what_it_cannot_check(store: pfimg.PfStore, image: str, tmp_path: Path, key: SigningKey) -> None:
     ref, theirs = f"file://{tmp_path}/registry", tmp_path / "theirs"

@@ -39,14 +39,21 @@ class StoredBlob:
     Attributes:
         digest: Of the decoded bytes.
         size: Length of the frame in bytes.
-        path: The file that is this frame, until `send` asks for the next batch or returns; None when it lies in no file.
+        path: The file that is this frame, for as long as this object lives; None when it lies in no file.
         read: Returns the frame, after its content was checked against the digest.
+        is_passing: Whether that file is there for this transfer alone, and goes away with it.
     """
 
     digest: str
     size: int
     path: Path | None
     read: Callable[[], bytes]
+    is_passing: bool = False
+
+    @property
+    def held(self) -> int:
+        """Bytes that it takes up until it has been sent: in memory, or in a file of its own."""
+        return self.size if self.path is None or self.is_passing else 0
 
     def is_float(self) -> bool:
         """Whether it is a float frame, which its first bytes tell."""

@@ -83,11 +83,11 @@ class Failure(Exception):  # noqa: N818 - it is no error of this package: `error
                 text = f"its certificate is not trusted ({reason.verify_message}): name its authority by SSL_CERT_FILE"
             case httpcore.ConnectError() if isinstance(reason, socket.gaierror):
                 message = f"{where}: the name of the host is not known: check the address"
-                return cls(BackendError(message, retryable=reason.errno == socket.EAI_AGAIN), begun=False)
+                return cls(BackendError(message, code="unreachable", retryable=reason.errno == socket.EAI_AGAIN), begun=False)
             case httpcore.ConnectError():
                 text = reason.strerror if isinstance(reason, OSError) and reason.strerror else "TLS failed"
                 message = f"{where}: no connection: {text.lower()}: check the address"
-                return cls(BackendError(message, retryable=True), begun=False)
+                return cls(BackendError(message, code="unreachable", retryable=True), begun=False)
             case httpcore.NetworkError() | httpcore.RemoteProtocolError():
                 text = " ".join(str(error).split())[:200] or type(error).__name__
                 return cls(BackendError(f"{where}: the connection broke off: {text}", retryable=True))

@@ -42,6 +42,8 @@ _LAND_ITEMS: Final = 256
 _LAND_BYTES: Final = 16 << 20
 # So many items for each thread wait or are worked on, so that threads have work while a sink is busy.
 _QUEUE: Final = 8
+# Which call a thread works for, as the event that says that this call has ended.
+_here: Final = threading.local()
 
 
 class _Task(NamedTuple, Generic[T]):
@@ -65,11 +67,14 @@ class _Crew(Generic[T, R]):
     Attributes:
         running: Tasks that have been handed out and not been taken back.
         held: Their bytes.
+        ending: Set when the call has ended. It is the crew's own, so that a thread that was left behind is not taken along by
+            the next call.
     """
 
     def __init__(self, work: Callable[[T], R], most: int) -> None:
         self.running = 0
         self.held = 0
+        self.ending = threading.Event()
         self._work = work
         self._most = most
         self._threads: list[threading.Thread] = []
@@ -108,6 +113,7 @@ class _Crew(Generic[T, R]):
         return done
 
     def _serve(self) -> None:
+        _here.ending = self.ending
         while self._serve_one():
             pass
 
@@ -146,7 +152,6 @@ class Workers:
         self._traffic = traffic
         self._name = name
         self._stop = stop
-        self._ending = threading.Event()
 
     def map(
         self, work: Callable[[T], R], items: Iterable[T], size: Callable[[T], int] = lambda _: 0
@@ -172,11 +177,10 @@ class Workers:
             while crew.running:
                 yield from self._finished(crew)
         finally:
-            self._ending.set()
+            crew.ending.set()
             if crew.running:
                 self._stop()
             crew.end()
-            self._ending = threading.Event()
             self._traffic.in_flight = 0
 
     def run(self, work: Callable[[T], object], items: Iterable[T], size: Callable[[T], int] = lambda _: 0) -> None:
@@ -185,12 +189,16 @@ class Workers:
             pass
 
     def pause(self, seconds: float) -> bool:
-        """Waits, between two attempts at a request; returns True, at once, when the call that it is for has ended."""
-        return self._ending.wait(seconds)
+        """Waits, between two attempts at a request; returns True, at once, when the call that this thread is for has ended."""
+        ending: threading.Event | None = getattr(_here, "ending", None)
+        if ending is not None:
+            return ending.wait(seconds)
+        time.sleep(seconds)  # the caller's own thread, which exceptions reach
+        return False
 
     def send(self, put: Callable[[StoredBlob], object], items: Iterable[StoredBlob]) -> None:
         """Sends blobs; `put` is called in threads."""
-        self.run(put, items, lambda item: item.size if item.path is None else 0)
+        self.run(put, items, lambda item: item.held)
 
     def fetch(self, digests: Sequence[str], get: Callable[[str, Path], Buffer | Path | None], sink: Sink) -> None:
         """Fetches blobs and gives them to a sink, many at once.
@@ -202,7 +210,7 @@ class Workers:
             sink: Where to.
         """
         frames: list[tuple[str, Buffer]] = []
-        room = _Room()
+        room = _Room(self.jobs)
 
         with TemporaryDirectory(prefix="pfimg-", ignore_cleanup_errors=True) as scratch:
 
@@ -257,36 +265,34 @@ class Workers:
 
 
 class _Room:
-    """Bounds the bytes that have arrived and are not stored yet: how large a blob is turns out when it is here."""
+    """Bounds the bytes that have arrived and are not stored yet: how large a blob is turns out when it is here.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open = threading.Event()
-        self._open.set()
+    Room is set aside for what a request may bring: as much as there is for each of them where all go on side by side, and no more
+    than `LARGE_BYTES`. So the bytes stay within `IN_FLIGHT_BYTES`, or where more than eight requests go on at once, within
+    `LARGE_BYTES` for each: to set that much aside would have fewer go on, though most blobs are pages of some KiB.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._changed = threading.Condition()
+        self._aside = min(LARGE_BYTES, IN_FLIGHT_BYTES // jobs)
         self._held = 0
 
     def enter(self) -> None:
-        """Waits until there is room."""
-        self._open.wait()
+        """Waits until there is room, and sets it aside."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held + self._aside <= IN_FLIGHT_BYTES)
+            self._held += self._aside
 
     def take(self, size: int) -> None:
-        """Takes room for what has arrived."""
-        self._change(size)
+        """Takes what has arrived in place of what was set aside."""
+        self.give_back(self._aside - size)
 
     def give_back(self, size: int) -> None:
         """Gives room back."""
-        self._change(-size)
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
 
     def open(self) -> None:
         """Lets everybody in from now on."""
-        with self._lock:
-            self._held = -(1 << 62)
-            self._open.set()
-
-    def _change(self, size: int) -> None:
-        with self._lock:
-            self._held += size
-            if self._held > IN_FLIGHT_BYTES:
-                self._open.clear()
-            elif not self._open.is_set():
-                self._open.set()
+        self.give_back(1 << 62)

@@ -166,7 +166,8 @@ class Repository:
         except BackendError as error:
             if error.status != _EXPIRED or not known:
                 raise
-        del self._places[path]
+        if self._places.get(path) == where:  # another thread may have found a new one already
+            self._places.pop(path, None)
         where = self._place(revision, path)
         return None if where is None else self._client.fetch_range(where, offset, length)
 
@@ -341,13 +342,13 @@ class Repository:
 
     def _place(self, revision: str, path: str) -> str | None:
         """The address of a file's content; None when it is not there."""
-        if path not in self._places:
+        if (where := self._places.get(path)) is None:
             url = self._resolve(revision, path)
             reply = self._client.request("HEAD", url, accept={_HERE, *_REDIRECTS, *_REFUSED})
             if not self._is_there(reply, path):
                 return None
-            self._places[path] = urljoin(url, reply.headers.get("Location", url))
-        return self._places[path]
+            where = self._places[path] = urljoin(url, reply.headers.get("Location", url))
+        return where
 
     def _is_there(self, reply: Reply, path: str) -> bool:
         if reply.status not in _REFUSED:

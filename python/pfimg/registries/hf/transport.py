@@ -414,12 +414,11 @@ def _groups(items: Iterable[StoredBlob]) -> Iterator[list[StoredBlob]]:
     group: list[StoredBlob] = []
     held = 0
     for item in items:
-        size = 0 if item.path else item.size
-        if group and (len(group) == BATCH or held + size > _GROUP_BYTES):
+        if group and (len(group) == BATCH or held + item.held > _GROUP_BYTES):
             yield group
             group, held = [], 0
         group.append(item)
-        held += size
+        held += item.held
     if group:
         yield group
 

@@ -98,14 +98,14 @@ class Node:
             403: "the API of this node refuses that: put credentials into IPFS_API_AUTH, or see API.Authorizations there",
             404: "this is no API of an IPFS node, which IPFS_API must name: has it the gateway's address?",
         }
-        silence = self._timeout + _GRACE_SECONDS
-        self._client = WebClient(
-            traffic,
-            ca=ca,
-            credentials=lambda _host, _port: authorization,
-            patience=Patience(silence=silence, window=silence, attempts=_ATTEMPTS),
-            hints=hints,
-        )
+
+        def client(seconds: float) -> WebClient:
+            silence = seconds + _GRACE_SECONDS
+            patience = Patience(silence=silence, window=silence, attempts=_ATTEMPTS)
+            return WebClient(traffic, ca=ca, credentials=lambda _host, _port: authorization, patience=patience, hints=hints)
+
+        self._make_client = client
+        self._client = client(self._timeout)
         self.stop = self._client.stop
 
     def block(self, cid: str) -> bytes | None:
@@ -158,7 +158,10 @@ class Node:
         return [] if any(line.get("Err") for line in lines) else [cid, *(str(line["Ref"]) for line in lines)]
 
     def load(self, root: str, part: CarPart, pieces: Callable[[], Iterable[bytes]]) -> str:
-        """Sends blocks in one request and has what they complete pinned; returns what kept it from being pinned, or nothing."""
+        """Sends blocks in one request and has what they complete pinned; returns what kept it from being pinned, or nothing.
+
+        Where the answer is lost, or does not come in time, the node is asked whether it has pinned the root all the same.
+        """
         # An import whose blocks do not make a whole would have an online node ask its peers for the rest.
         seconds = self._timeout + part.size / _SLOWEST
         url = self._command("dag/import", {"pin-roots": "true", "stats": "true"}, seconds)
@@ -170,16 +173,29 @@ class Node:
             yield _TAIL
 
         content = Stream(len(_HEAD) + part.size + len(_TAIL), body)
-        with self._told():
-            reply = self._client.request("POST", url, headers=headers, content=content, accept=(200, 500), limit=_ANSWER_BYTES)
-        if reply.status != HTTPStatus.OK:
-            raise self._failure("dag/import", _message(reply))
+        try:
+            # It is silent until all is stored and pinned, which takes the longer the more there is.
+            with self._told(), self._make_client(seconds) as client:
+                reply = client.request("POST", url, headers=headers, content=content, accept=(200, 500), limit=_ANSWER_BYTES)
+            if reply.status != HTTPStatus.OK:
+                raise self._failure("dag/import", _message(reply))
+        except BackendError as error:
+            if error.retryable and self._has_come_to_pin(root):
+                return ""
+            raise
         for line in reply.content.splitlines():
             answer = _json(line, self.name)
             told = answer.get("Root")
             if isinstance(told, dict) and told.get("Cid") == {"/": root}:
                 return str(told.get("PinErrorMsg", ""))
         raise BackendError(f"{self.name} does not say that it has {root} after dag/import: is something between that changes it?")
+
+    def _has_come_to_pin(self, root: str) -> bool:
+        """Whether an import whose outcome is not known has succeeded; False also where the node does not say."""
+        try:
+            return self.has_pinned(root)
+        except BackendError:
+            return False
 
     def _ask(self, command: str, limit: int, **arguments: str) -> bytes | None:
         """What a command gives; None when it needs a block that is not there."""
@@ -213,7 +229,7 @@ class Node:
             if error.status is not None:
                 raise
             message = f"{error}: is an IPFS node running there? IPFS_API says where its API is"
-            raise BackendError(message, retryable=error.retryable) from error
+            raise BackendError(message, code=error.code, retryable=error.retryable) from error
 
     def _failure(self, command: str, message: str) -> BackendError:
         if any(text in message for text in _LATE):

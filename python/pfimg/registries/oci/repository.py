@@ -203,27 +203,32 @@ class Repository:
         """
         if self.has_blob(what.digest):
             return False
-        for attempts_left in reversed(range(_ATTEMPTS)):
+        failures = 0
+        while True:
+            # An attempt is judged by how it was made: other threads may learn meanwhile what this registry takes.
+            whole_bytes, piece_bytes = self._whole_bytes, self._piece_bytes
             try:
-                return self._upload(what, content)
+                return self._upload(what, content, whole_bytes, piece_bytes)
             except BackendError as error:
-                if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self._piece_bytes > _SMALL_BYTES:
+                # Each of the first two is met once or twice, since nothing makes pieces larger again.
+                if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and piece_bytes > _SMALL_BYTES:
                     self._whole_bytes = self._piece_bytes = _SMALL_BYTES
-                elif error.status in _NO_PIECES and what.size > self._whole_bytes:
+                elif error.status in _NO_PIECES and what.size > whole_bytes:
                     self._whole_bytes = sys.maxsize
-                # An upload that is unknown is what a lost answer leaves.
-                elif not attempts_left or not (error.retryable or error.status == HTTPStatus.NOT_FOUND):
-                    raise
+                else:
+                    failures += 1
+                    # An upload that is unknown is what a lost answer leaves.
+                    if failures == _ATTEMPTS or not (error.retryable or error.status == HTTPStatus.NOT_FOUND):
+                        raise
             self._count_retry()
             if self.has_blob(what.digest):
                 return True
-        raise AssertionError("the last attempt returns or raises")
 
-    def _upload(self, what: Stored, content: Buffer | Path) -> bool:
+    def _upload(self, what: Stored, content: Buffer | Path, whole_bytes: int, piece_bytes: int) -> bool:
         begun = self._mounted(what.digest)
         if begun is not None and begun.status == HTTPStatus.CREATED:
             return False
-        whole = what.size <= self._whole_bytes
+        whole = what.size <= whole_bytes
         begun = begun or self._begin(what, content if whole else None)
         if begun.status == HTTPStatus.CREATED:
             return True
@@ -232,7 +237,7 @@ class Repository:
             self._call("PUT", _with_digest(location, what), _DONE, headers=_OCTETS, content=content, repeatable=False)
         else:
             least = begun.headers.get("OCI-Chunk-Min-Length", "")
-            self._send_pieces(location, what, content, max(self._piece_bytes, int(least) if least.isdecimal() else 0))
+            self._send_pieces(location, what, content, max(piece_bytes, int(least) if least.isdecimal() else 0))
         return True
 
     def _mounted(self, digest: str) -> Reply | None:

@@ -88,13 +88,8 @@ class Leases:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Waits until nobody pushes or sweeps, and keeps pushes waiting while it lasts."""
-        give_up = time.monotonic() + _PATIENCE
-        while not self._call(self._sweep):
-            if time.monotonic() > give_up:
-                message = f"{self._name}: others have been pushing for {_PATIENCE:.0f} seconds: try again later"
-                raise BackendError(message, code="busy", retryable=True)
-            self._workers.pause(random.uniform(2 * _POLL, 4 * _POLL))  # noqa: S311 - jitter needs no secrecy
         try:
+            self._be_alone()
             yield
         except BaseException:
             if not self._is_removing:  # otherwise a request may still be on its way; the lease will die by itself
@@ -123,6 +118,14 @@ class Leases:
         while _SWEEP in self._others():
             if self._workers.pause(_POLL):
                 raise BackendError(f"{self._name}: the call has ended")
+
+    def _be_alone(self) -> None:
+        give_up = time.monotonic() + _PATIENCE
+        while not self._call(self._sweep):
+            if time.monotonic() > give_up:
+                message = f"{self._name}: others have been pushing for {_PATIENCE:.0f} seconds: try again later"
+                raise BackendError(message, code="busy", retryable=True)
+            self._workers.pause(random.uniform(2 * _POLL, 4 * _POLL))  # noqa: S311 - jitter needs no secrecy
 
     def _sweep(self) -> bool:
         """Tries to take an exclusive lease."""
@@ -165,9 +168,9 @@ class Leases:
         dropping.join(_MOMENT)
 
     def _give_back(self) -> None:
+        own, self._own = self._own, ""
         try:
-            self._bucket.delete(self._own)
+            self._bucket.delete(own)
         except BackendError as error:
             # Who may not delete leaves it to age.
-            _log.debug("%s stays: %s", self._bucket.show(self._own), error)
-        self._own = ""
+            _log.debug("%s stays: %s", self._bucket.show(own), error)

@@ -101,14 +101,15 @@ class S3Transport(ListedTree):
 
         def put(named: tuple[str, StoredBlob]) -> None:
             key, item = named
+            whole = item.size <= _WHOLE_BYTES
             if item.path is None:
-                self._bucket.put(key, item.read())
-            elif item.size <= _WHOLE_BYTES:
+                (self._bucket.put if whole else self._bucket.put_large)(key, item.read())
+            elif whole:
                 self._bucket.put(key, item.path.read_bytes())
             else:
                 self._bucket.put_file(key, item.path, item.size)
 
-        self._workers.run(put, self._named(items), lambda named: _held(named[1].size))
+        self._workers.run(put, self._named(items), lambda named: _held(named[1]))
 
     def fetch(self, digests: Sequence[str], sink: Sink) -> None:
         """See Transport."""
@@ -359,9 +360,9 @@ class S3Transport(ListedTree):
         return BlobNotFound(f"blob {digest} is not in {self._location}", digest=digest)
 
 
-def _held(size: int) -> int:
-    """Bytes that are in memory while a frame is sent."""
-    return size if size <= _WHOLE_BYTES else PARTS_AT_ONCE * PART_BYTES
+def _held(item: StoredBlob) -> int:
+    """Bytes that a frame takes up while it is sent: all of it, or the parts of it that are read from a file at a time."""
+    return item.size if item.size <= _WHOLE_BYTES else max(item.held, PARTS_AT_ONCE * PART_BYTES)
 
 
 def _place_of(key: str) -> int:
