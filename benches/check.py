@@ -3,7 +3,8 @@
     python -m benches.check [--rounds N] [--only NAME…] [--write]
 
 The baseline holds ratios, not times: they hardly depend on how fast or how busy a machine is, though they do depend on what it
-can do (a processor without AVX-512 hashes at another pace). `--write` makes a baseline of results.json instead.
+can do (processors hash at other paces), so that there is one for each processor it was made on. `--write` makes or replaces that
+of results.json's machine instead.
 """
 
 import json
@@ -17,6 +18,7 @@ from .compare import RESULTS, machine, measure, options
 from .rows import ROWS, Row, figure
 
 BASELINE = Path(__file__).parent / "baseline.json"
+Baseline = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def compare(baseline: Mapping[str, float], fresh: Mapping[str, float]) -> list[F
     return [Finding(row, baseline.get(row.id), fresh.get(row.id)) for row in ROWS if row.id in baseline or row.id in fresh]
 
 
+def baseline_for(processor: str, baselines: list[Baseline]) -> Baseline:
+    """That of this processor, or the first one."""
+    return next((each for each in baselines if each["machine"]["processor"] == processor), baselines[0])
+
+
 def table(findings: list[Finding]) -> str:
     """One line a row."""
     width = max((len(finding.row.id) for finding in findings), default=0)
@@ -74,10 +81,12 @@ def main() -> int:
     told = parser.parse_args()
     if told.write:
         document = json.loads(RESULTS.read_text())
-        baseline = {"machine": document["machine"], "ratios": ratios(document["groups"])}
-        BASELINE.write_text(json.dumps(baseline, indent=1, ensure_ascii=False) + "\n")
+        made = {"machine": document["machine"], "ratios": ratios(document["groups"])}
+        processor = made["machine"]["processor"]
+        others = [each for each in json.loads(BASELINE.read_text()) if each["machine"]["processor"] != processor]
+        BASELINE.write_text(json.dumps([*others, made], indent=1, ensure_ascii=False) + "\n")
         return 0
-    baseline = json.loads(BASELINE.read_text())
+    baseline = baseline_for(machine()["processor"], json.loads(BASELINE.read_text()))
     if (here := machine()["processor"]) != (there := baseline["machine"]["processor"]):
         rounds.say(
             f"the baseline is of another machine ({there}; this is {here}): look at what differs before you call it a regression"

@@ -58,6 +58,7 @@ from pfimg.images import checkout, diff, snapshot
 from pfimg.keys import PublicKey, SigningKey
 from pfimg.page_index import CacheIdentity
 from pfimg.places import list_images, read_signature, remove_image
+from pfimg.prefill import export_pages, warm
 from pfimg.registries import (
     FileRef,
     HfRef,
@@ -72,10 +73,11 @@ from pfimg.registries import (
 )
 from pfimg.signing import SignedManifest, Trust
 from pfimg.store import PfStore
-from pfimg.transfer import copy, exists, pull, push
+from pfimg.transfer import copy, exists, pull, push, push_blobs
 from pfimg.types import (
     BlobStore,
     Changes,
+    ExportReport,
     Finding,
     GcReport,
     ImageDiff,
@@ -85,6 +87,7 @@ from pfimg.types import (
     PushReport,
     StoreStats,
     VerifyReport,
+    WarmReport,
 )
 
 __all__ = [
@@ -99,6 +102,7 @@ __all__ = [
     "Changes",
     "Conflict",
     "EffectsLayer",
+    "ExportReport",
     "FileRef",
     "Finding",
     "FormatError",
@@ -143,6 +147,7 @@ __all__ = [
     "Trust",
     "UnsupportedScheme",
     "VerifyReport",
+    "WarmReport",
     "WorldLayer",
     "__version__",
     "car",
@@ -155,6 +160,7 @@ __all__ = [
     "effects",
     "environment",
     "exists",
+    "export_pages",
     "kernel",
     "kernels",
     "list_images",
@@ -162,6 +168,7 @@ __all__ = [
     "merge",
     "pull",
     "push",
+    "push_blobs",
     "put_blob",
     "read_blob",
     "read_manifest",
@@ -172,4 +179,5 @@ __all__ = [
     "snapshot",
     "snapshot_filesystem",
     "transitive_blob_digests",
+    "warm",
 ]

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 from pfimg import transfer
 from pfimg._core import PageArena, Store
 from pfimg.errors import FormatError, PfimgError, StoreError
-from pfimg.page_index import CacheIdentity, PageIndex, engine_key
+from pfimg.page_index import APART, CacheIdentity, PageIndex, engine_key
 from pfimg.places import Place, Ref
 from pfimg.registries.base import Registry
 from pfimg.store import PfStore
@@ -443,8 +443,8 @@ class PageCache:
     ) -> Adopted:
         """Lets keys stand for pages that are elsewhere: what `pfimg.warm` does. Keys that have a page here keep it.
 
-        Where there is not room for all, the first ones come. They are put from the last to the first, so that the first ones,
-        which all others build upon, are the last to go.
+        The first ones come first, and alone where there is no room for more, since all others build upon them; for that reason
+        they also count as used last, and are the last to go.
 
         Args:
             namespace: One that is bound.
@@ -474,19 +474,21 @@ class PageCache:
                 break
             wanted.append((keys[at], digests[at], sizes[at]))
         done = Adopted(keys=len(keys) - len(free), no_room=len(free) - len(wanted))
-        wanted.reverse()
-        step = max(1, (_BROUGHT_AT_ONCE if bring else _MOVED_AT_ONCE) // self._page_bytes)
+        step, now = max(1, _BROUGHT_AT_ONCE // self._page_bytes), time.time()
         for start in range(0, len(wanted), step):
-            done = self._adopt(namespace, wanted[start : start + step], bring, done)
+            done = self._adopt(namespace, wanted[start : start + step], bring, now + start * APART, done)
+        self._index.find(namespace, [key for key, _, _ in reversed(wanted)])
         if self._most_bytes is not None:
             self._release(self._index.shrink(self._most_bytes))
         self._jobs.put(self._index.save)
         return done
 
-    def _adopt(self, namespace: str, pages: list[tuple[bytes | str, str, int]], bring: Bring | None, done: Adopted) -> Adopted:
+    def _adopt(
+        self, namespace: str, pages: list[tuple[bytes | str, str, int]], bring: Bring | None, at: float, done: Adopted
+    ) -> Adopted:
         """Some of the pages of `adopt`."""
         if bring is None:
-            self._link(namespace, pages)
+            self._link(namespace, pages, at)
             return done.plus(keys=len(pages))
         digests = list(dict.fromkeys(digest for _, digest, _ in pages))
         with self._landing() as store:
@@ -496,7 +498,7 @@ class PageCache:
             self._check_open()
             sizes = self._fill(store, digests)
             whole = [page for page in pages if sizes.get(page[1]) == page[2]]
-            self._link(namespace, whole)
+            self._link(namespace, whole, at)
             if self._removals != removals:
                 # As with a put: what was there may have been removed before a key stood for it.
                 bring(store, digests)
@@ -506,19 +508,20 @@ class PageCache:
         size = sum(sizes[digest] for digest in came)
         return done.plus(keys=len(whole), fetched=len(came), bytes=size, missing=len(pages) - len(whole))
 
-    def _link(self, namespace: str, pages: list[tuple[bytes | str, str, int]]) -> None:
+    def _link(self, namespace: str, pages: list[tuple[bytes | str, str, int]], at: float) -> None:
         keys, digests, sizes = [key for key, _, _ in pages], [digest for _, digest, _ in pages], [size for _, _, size in pages]
-        self._release(self._index.put(namespace, keys, digests, sizes, replace=False))
+        self._release(self._index.put(namespace, keys, digests, sizes, at=at, replace=False))
 
     def _fill(self, store: Store, digests: list[str]) -> dict[str, int]:
         """Reads pages into the arena; returns the bytes of those that are whole."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         step = max(1, _MOVED_AT_ONCE // self._page_bytes)
         for start in range(0, len(digests), step):
             part = digests[start : start + step]
             pages = store.get_many(part, errors="mask")
-            sizes.update({digest: len(page) for digest, page in zip(part, pages, strict=True) if page is not None})
-            fitting = [(digest, page) for digest, page in zip(part, pages, strict=True) if page and len(page) <= self._page_bytes]
+            whole = [(digest, page) for digest, page in zip(part, pages, strict=True) if page is not None]
+            sizes.update({digest: len(page) for digest, page in whole})
+            fitting = [(digest, page) for digest, page in whole if len(page) <= self._page_bytes]
             self._arena.put_many([page for _, page in fitting], digests=[digest for digest, _ in fitting])
         return sizes
 

@@ -47,6 +47,7 @@ def snapshot(
     *,
     agent: str | AgentInfo,
     fs_root: StrPath | None = None,
+    fs_tree: FsTree | None = None,
     cache: PageManifest | None = None,
     env: Mapping[str, str] | None = None,
     cwd: StrPath | None = None,
@@ -67,6 +68,7 @@ def snapshot(
         store: Where to; it holds the pages of `cache` already.
         agent: Who it is an image of: a kind, such as `my-agent`, or a full AgentInfo.
         fs_root: The directory to capture; None for an empty one.
+        fs_tree: A tree instead of a directory; its blobs are in the store already.
         cache: KV pages, as `store.put_pages` returned them.
         env: Environment variables to record; nothing is taken from the process's own. Values of names that look like secrets are
             left out.
@@ -87,7 +89,7 @@ def snapshot(
         The image's id.
 
     Raises:
-        BlobNotFound: A page of `cache`, or a digest in `model_base` or `model_diff`, is not in the store.
+        BlobNotFound: A page of `cache`, a file of `fs_tree`, or a digest in `model_base` or `model_diff`, is not in the store.
         FormatError: A message, effect, pattern or parent is malformed; `.field` and `.index` say which.
         TypeError: A value is of the wrong type.
         StoreError: A file changed while it was read (`.path`), or has a name that an image cannot hold.
@@ -100,6 +102,8 @@ def snapshot(
         'my-agent'
     """
     about = agent if isinstance(agent, AgentInfo) else AgentInfo(agent)
+    if fs_root is not None and fs_tree is not None:
+        raise TypeError("fs_root and fs_tree: an image has one directory")
     root = None if fs_root is None else Path(fs_root)
     where = fspath(cwd if cwd is not None else fs_root if fs_root is not None else "")
     # What is small and may be malformed comes before what is large: a wrong argument fails at once.
@@ -114,7 +118,7 @@ def snapshot(
 
     with store.hold():
         if root is None:
-            fs = store.put(FsTree().to_json())
+            fs = store.put((fs_tree or FsTree()).to_json())
         else:
             fs = store.put_tree(root, ignore=ignored, tick=ticker(progress, "capture"))
         manifest = Manifest(

@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 from pfimg.errors import FormatError, StoreError
 
+# Seconds between the keys of one put, so that the database keeps their order.
+APART = 1e-6
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS namespaces (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, identity TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS pages (
@@ -255,21 +258,29 @@ class PageIndex:
             return {name: each.identity_read() for name, each in self.namespaces.items() if each.bound or not bound}
 
     def put(
-        self, name: str, keys: Sequence[bytes | str], digests: Sequence[str], sizes: Sequence[int], *, replace: bool = True
+        self,
+        name: str,
+        keys: Sequence[bytes | str],
+        digests: Sequence[str],
+        sizes: Sequence[int],
+        *,
+        at: float | None = None,
+        replace: bool = True,
     ) -> list[str]:
-        """Lets keys stand for pages; returns the digests that no key stands for any longer.
+        """Lets keys stand for pages from now or `at` on; returns the digests that no key stands for any longer.
 
         Without `replace`, keys that stand for a page already are left.
         """
         with self._lock:
-            namespace, gone, now = self.namespace(name), [], time.time()
-            oldest = _oldest(namespace)
+            namespace, gone = self.namespace(name), []
+            put, oldest = time.time() if at is None else at, _oldest(namespace)
             for key, digest, size in zip(keys, digests, sizes, strict=True):
                 raw = key_bytes(key)
+                put += APART
                 if not replace and (entry := namespace.entries.get(raw)) is not None and entry.put >= oldest:
                     continue
                 gone += self._drop(namespace, raw)
-                self._changed[namespace.number, raw] = self._set(namespace, raw, digest, size, now)
+                self._changed[namespace.number, raw] = self._set(namespace, raw, digest, size, put)
             while namespace.max_bytes is not None and namespace.bytes > namespace.max_bytes:
                 if (first := _first(namespace)) is None:
                     break

@@ -71,6 +71,12 @@ def test_a_larger_size_is_a_regression() -> None:
     assert Finding(row, before=0.67, now=0.69).verdict == "REGRESSION"
 
 
+def test_a_machine_is_held_against_itself() -> None:
+    baselines: list[check.Baseline] = [{"machine": {"processor": name}, "ratios": {}} for name in ("first", "second")]
+    assert check.baseline_for("second", baselines) is baselines[1]
+    assert check.baseline_for("another", baselines) is baselines[0]
+
+
 def test_a_baseline_is_compared_row_by_row() -> None:
     first, second, third = (row.id for row in ROWS[:3])
     findings = check.compare({first: 1.0, second: 1.0}, {first: 0.5, third: 1.0})

@@ -43,6 +43,8 @@ def test_version_and_help(process: Start) -> None:
         "exists",
         "signature",
         "keygen",
+        "export",
+        "warm",
         "verify",
         "gc",
         "stats",

@@ -2,8 +2,10 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -195,6 +197,41 @@ def test_another_revision_never_gets_these_pages(start: Open) -> None:
     second = start(revision="two")
     assert second.lookup(keys(5)) == 0
     assert second.load(keys(5)) == [None] * 5
+
+
+@pytest.fixture
+def published(start: Open, tmp_path: Path) -> str:
+    """An image in a registry of the first 20 pages."""
+    first = start()
+    assert first.store(keys(20), pages(20))
+    first.close()
+    store = pfimg.PfStore.open(tmp_path / "images")
+    return pfimg.push(store, pfimg.export_pages(tmp_path / "tier", store).image, f"file://{tmp_path}/registry").ref
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_tier_begins_with_an_image(start: Open, published: str, tmp_path: Path, *, lazy: bool) -> None:
+    shutil.rmtree(tmp_path / "tier")
+    engine = start(warm_from=published, **({"registry": published} if lazy else {}))
+    wait = time.monotonic() + 30
+    while engine.lookup(keys(20)) < 20 and time.monotonic() < wait:
+        time.sleep(0.01)
+    assert right(engine.load(keys(20)), pages(20)) == [True] * 20
+    assert (engine.cache.stats()["hits_registry"] > 0) == lazy
+
+
+def test_an_image_of_another_revision_is_a_warning(
+    start: Open, published: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(tmp_path / "tier")
+    engine = start(warm_from=published, revision="other")
+    wait = time.monotonic() + 30
+    while "cannot be warmed" not in caplog.text and time.monotonic() < wait:
+        assert engine.lookup(keys(20)) == 0
+        time.sleep(0.01)
+    assert "other" in caplog.text  # what is asked for, or what is there
+    assert engine.store(keys(2), pages(2))
+    assert right(engine.load(keys(2)), pages(2)) == [True] * 2
 
 
 def test_two_processes_do_not_share_a_directory(start: Open) -> None:

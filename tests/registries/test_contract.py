@@ -74,6 +74,29 @@ def test_no_image_is_an_error(place: Adapter, other: pfimg.PfStore) -> None:
     assert_nothing_is_visible(other)
 
 
+def test_blobs_are_sent_ahead_of_their_image(
+    place: Adapter, store: pfimg.PfStore, other: pfimg.PfStore, image: str, request: pytest.FixtureRequest
+) -> None:
+    expected = everything(store, image)
+    early = list(expected)[: len(expected) // 2]
+    name = request.node.callspec.id
+    if name in ("ipfs", "oci_packed"):
+        with pytest.raises(pfimg.RegistryError) as refused:
+            pfimg.push_blobs(store, early, place.ref)
+        assert refused.value.code == "not_offered"
+        return
+    sent = pfimg.push_blobs(store, [*early, early[0]], place.ref)
+    assert (sent.sent, sent.skipped) == (len(early), 0)
+    assert not pfimg.exists(place.source)
+    again = pfimg.push_blobs(store, early, place.ref)
+    assert (again.sent, again.skipped, again.bytes_sent) == (0, len(early), 0)
+    pushed = pfimg.push(store, image, place.ref)
+    assert (pushed.sent, pushed.skipped) == (len(expected) - len(early), len(early))
+    assert sent.bytes_sent + pushed.bytes_sent == sum(len(frame) for frame in place.blobs().values())
+    assert pfimg.pull(place.source, other).image == image
+    assert everything(other, image) == expected
+
+
 def test_the_second_time_nothing_moves(place: Adapter, store: pfimg.PfStore, other: pfimg.PfStore, image: str) -> None:
     first = pfimg.push(store, image, place.ref)
     before = place.blobs(), place.read_pair()

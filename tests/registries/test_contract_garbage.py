@@ -89,6 +89,23 @@ def test_what_no_image_needs_goes_and_nothing_else(
     assert_whole(f"{tree.ref}#gone", gone, rest, tmp_path / "again")
 
 
+def test_blobs_sent_ahead_stay_while_they_are_young(
+    tree: Adapter, store: pfimg.PfStore, tmp_path: Path, make_image: Callable[..., str]
+) -> None:
+    kept, later = make_image(0), make_image(1)
+    pfimg.push(store, kept, tree.ref)
+    early = sorted(everything(store, later).keys() - everything(store, kept).keys())
+    assert pfimg.push_blobs(store, early, tree.ref).sent == len(early)
+    assert pfimg.collect_garbage(tree.ref).freed == 0
+    assert pfimg.push(store, later, f"{tree.ref}#later").sent == 0
+    assert pfimg.collect_garbage(tree.ref, grace_seconds=0).freed == 0
+    # What was collected before an image named it is sent again.
+    pfimg.remove_image(f"{tree.ref}#later")
+    assert pfimg.collect_garbage(tree.ref, grace_seconds=0).freed == len(early)
+    assert pfimg.push(store, later, f"{tree.ref}#later").sent == len(early)
+    assert_whole(f"{tree.ref}#later", later, everything(store, later), tmp_path / "pulled")
+
+
 def test_packs_that_no_image_needs_go(
     tree: Adapter, store: pfimg.PfStore, tmp_path: Path, make_image: Callable[..., str]
 ) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -372,6 +373,74 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
         assert wrong == [0] * 60
         cache.flush()
         assert cache.stats()["waiting_pages"] == 0
+
+
+def hold_thread(cache: pfimg.PageCache) -> threading.Event:
+    """Has the cache's thread wait before its next job."""
+    gate = threading.Event()
+
+    def wait() -> None:
+        gate.wait()
+
+    cache._jobs.put(wait)
+    return gate
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_page_that_is_removed_while_it_is_put_again_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stored: bool
+) -> None:
+    """The put finds it in the arena; its removal, which was under way, comes before the key stands for it."""
+    content = pages(3)
+    with open_cache(tmp_path / "cache" if stored else None) as cache:
+        cache.put_many("chat", ["a"], content[:1])
+        cache.flush()
+        gate = hold_thread(cache)
+        cache.delete("chat", ["a"])
+        put = cache._index.put
+
+        def after_removal(*args: Any) -> list[str]:
+            gate.set()
+            done = threading.Event()
+            cache._jobs.put(done.set)
+            assert done.wait(10)
+            assert cache.stats()["arena_bytes"] == 2 * PAGE
+            return put(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cache._index, "put", after_removal)
+            cache.put_many("chat", ["b", "a", "c"], content[[1, 0, 2]])
+        assert read(cache, ["a", "b", "c"], content) == [True] * 3
+        cache.flush()
+        assert read(cache, ["a", "b", "c"], content) == [True] * 3
+    if stored:
+        with open_cache(tmp_path / "cache") as cache:
+            assert read(cache, ["a", "b", "c"], content) == [True] * 3
+
+
+def test_a_page_gets_no_key_while_it_is_removed() -> None:
+    with open_cache(None) as cache:
+        cache.put_many("chat", ["a"], pages(1))
+        (digest,) = cache._index.find("chat", ["a"])
+        assert digest is not None
+        entered, later = threading.Event(), threading.Event()
+
+        def remove() -> None:
+            entered.set()
+            assert not later.wait(0.2), "a key came to stand for it"
+
+        def put() -> None:
+            entered.wait()
+            cache._index.put("chat", ["b"], [digest], [PAGE])
+            later.set()
+
+        assert not cache._index.unless_referred(digest, remove)
+        cache._index.drop("chat", ["a"])
+        thread = threading.Thread(target=put)
+        thread.start()
+        assert cache._index.unless_referred(digest, remove)
+        thread.join()
+        assert later.is_set()
 
 
 def test_a_killed_process_leaves_whole_pages(tmp_path: Path) -> None:

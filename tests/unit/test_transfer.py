@@ -374,3 +374,28 @@ def test_a_blob_that_cannot_be_encoded_anew_goes_to_quarantine(log: Logged, stor
     assert list((store.root / "quarantine").iterdir())
     assert not log.frames
     assert log.image is None
+
+
+def test_blobs_sent_ahead_are_verified(store: pfimg.PfStore, tmp_path: Path) -> None:
+    ref = f"file://{tmp_path}/registry"
+    good, bad = store.put_many([b"good" * 1000, b"bad" * 1000])
+    path = store.blob_path(bad)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(pfimg.IntegrityError, match=bad):
+        pfimg.push_blobs(store, [good, bad], ref)
+    assert (store.has(bad), len(list((store.root / "quarantine").iterdir()))) == (False, 1)
+    with pytest.raises(pfimg.BlobNotFound, match=bad):
+        pfimg.push_blobs(store, [bad], ref)
+    assert pfimg.push_blobs(store, [], ref).sent == 0
+    assert pfimg.push_blobs(store, [good], ref).skipped <= 1
+    with pytest.raises(pfimg.FormatError, match="codec"):
+        pfimg.push_blobs(store, [good], ref, codec="gzip")
+
+
+def test_blobs_go_ahead_only_where_single_ones_are_kept(store: pfimg.PfStore) -> None:
+    blob = store.put(b"early")
+    for ref in ("http://localhost:1/images", "ipfs://"):
+        with pytest.raises(pfimg.RegistryError) as refused:
+            pfimg.push_blobs(store, [blob], ref)
+        assert refused.value.code == "not_offered"

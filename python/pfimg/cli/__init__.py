@@ -1,8 +1,8 @@
 """The command `pfimg`: arguments and printing only; what it does is done by the package.
 
-`app` is the frame, `exits` the codes and the errors; `images`, `registry`, `keys`, `upkeep`, `bench` and `completions` hold the
-subcommands; the rest reads arguments (`ids`, `units`, `npy`) or draws (`contents`, `draw`, `lineage`, `progress`). Results are
-printed when they are complete: a command that is interrupted has printed none.
+`app` is the frame, `exits` the codes and the errors; `images`, `registry`, `prefill`, `keys`, `upkeep`, `bench` and `completions`
+hold the subcommands; the rest reads arguments (`ids`, `units`, `npy`) or draws (`contents`, `draw`, `lineage`, `progress`).
+Results are printed when they are complete: a command that is interrupted has printed none.
 """
 
 import io
@@ -23,6 +23,7 @@ from .completions import answer, completions
 from .exits import Exit, Failure, code_of, line_of
 from .images import checkout, diff, ls, rm, show, snapshot
 from .keys import keygen
+from .prefill import export, warm
 from .registry import clone, copy, exists, pull, push, signature
 from .upkeep import gc, stats, verify
 
@@ -45,6 +46,7 @@ def command(context: click.Context) -> None:
 
 command.add_topic("Images", snapshot, ls, show, checkout, diff, rm)
 command.add_topic("Registries", push, pull, clone, copy, exists, signature, keygen)
+command.add_topic("Caches of engines", export, warm)
 command.add_topic("Upkeep", verify, gc, stats, bench, completions)
 
 

@@ -18,13 +18,13 @@ LAYERS = ("model", "cache", "world", "effects", "trace")
 
 _KEY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ref = click.argument("ref")
-_sign = click.option("--sign", type=_KEY_FILE, metavar="KEYFILE", help="Sign with this key: a private one, or a secret.")
+sign_option = click.option("--sign", type=_KEY_FILE, metavar="KEYFILE", help="Sign with this key: a private one, or a secret.")
 _codec = click.option(
     "--codec",
     type=click.Choice(["auto", "zstd", "store", "float"]),
     help="Encode what is sent anew; without it, as stored. Only pfimg reads float; directories and buckets keep it, named.",
 )
-_jobs = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="At most so many requests at once.")
+jobs_option = click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="At most so many requests at once.")
 _layout = click.option(
     "--layout",
     type=click.Choice(["auto", "reference", "packed"]),
@@ -37,7 +37,7 @@ _expect = click.option(
     metavar="ID|none",
     help="Replace this image only, or with none: push only if no image is there. Otherwise nothing is replaced.",
 )
-_trust = click.option(
+trust_option = click.option(
     "--trust",
     type=_KEY_FILE,
     multiple=True,
@@ -61,11 +61,11 @@ def _layers(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.command(cls=Command)
 @image_argument
 @_ref
-@_sign
+@sign_option
 @_codec
 @_layout
 @_expect
-@_jobs
+@jobs_option
 @pass_app
 def push(app: App, /, image: str, ref: str, **options: Any) -> None:
     """Send an image to a registry: what is not there yet.
@@ -88,10 +88,10 @@ def _expected(store: pfimg.PfStore, text: str | None) -> str | None:
 
 @click.command(cls=Command)
 @_ref
-@_trust
+@trust_option
 @click.option("--layers", callback=_layers, metavar="NAMES", help=f"Only these layers, separated by commas: {', '.join(LAYERS)}.")
 @_allow_older
-@_jobs
+@jobs_option
 @pass_app
 def pull(app: App, /, ref: str, **options: Any) -> None:
     """Fetch an image from a registry: what is not here yet."""
@@ -102,9 +102,9 @@ def pull(app: App, /, ref: str, **options: Any) -> None:
 @click.command(cls=Command)
 @_ref
 @click.argument("target", type=click.Path(path_type=Path))
-@_trust
+@trust_option
 @_allow_older
-@_jobs
+@jobs_option
 @pass_app
 def clone(app: App, /, ref: str, target: Path, **options: Any) -> None:
     """Pull an image and check it out."""
@@ -123,12 +123,12 @@ def _pull(app: App, ref: str, *, trust: tuple[Path, ...], **options: Any) -> Pul
 @click.command(cls=Command)
 @click.argument("source")
 @click.argument("destination")
-@_sign
-@_trust
+@sign_option
+@trust_option
 @_codec
 @_layout
 @_expect
-@_jobs
+@jobs_option
 @pass_app
 def copy(app: App, /, source: str, destination: str, *, sign: Path | None, trust: tuple[Path, ...], **options: Any) -> None:
     """Copy an image from registry to registry, without a store."""

@@ -7,5 +7,5 @@
 | LMCache| `pfimg.engines.lmcache`, `PfimgL2Adapter`             |
 
 All three keep an engine's pages in a `pfimg.PageCache`, and take the words of `pfimg.engines.tier.TierOptions`.
-docs/engines.md has the exact configuration of each.
+docs/engines has a page for each, with the exact configuration.
 """

@@ -43,6 +43,7 @@ from pfimg.cache import PageCache
 from pfimg.engines.tier import TierOptions
 from pfimg.errors import FormatError, IntegrityError, StoreError
 from pfimg.page_index import CacheIdentity
+from pfimg.prefill import exported
 
 _log = logging.getLogger("pfimg")
 
@@ -229,6 +230,8 @@ class PfimgL2Adapter(L2AdapterInterface):
                     raise
                 cache.on_change(self._changed)
                 self._page_bytes, self.cache = page_bytes, cache
+                if self._options.warm_from is not None:
+                    threading.Thread(target=self._find_exported, args=(cache, self._options.warm_from), daemon=True).start()
             return self.cache
 
     def _find_parts(self, cache: PageCache) -> None:
@@ -238,6 +241,19 @@ class PfimgL2Adapter(L2AdapterInterface):
             if part is not None and part.identity(self._revision) == identity:
                 namespace = self._bind(cache, part)
                 self._changes.extend((namespace, name, size) for name, size in cache.keys(namespace).items())
+
+    def _find_exported(self, cache: PageCache, source: str) -> None:
+        """Binds, and thereby warms, what the image has: look-ups ask for what is bound only."""
+        try:
+            there = exported(source)
+            parts = [part for part in map(_Part.of, there) if part is not None and part.identity(self._revision) in there]
+            for part in parts:
+                self._bind(cache, part)
+            if not parts:
+                _log.warning("the cache cannot be warmed from %s: its pages are for another engine or revision", source)
+        except Exception as error:  # noqa: BLE001 - the engine computes what it does not find
+            if not cache.closed:
+                _log.warning("the cache cannot be warmed from %s: %s", source, error)
 
     def _bind(self, cache: PageCache, part: _Part) -> str:
         namespace = self._namespaces.get(part)

@@ -2,8 +2,12 @@
 
 An engine runs one process for each part of a model (tensor-parallel ranks and the like), and a cache's directory belongs to one
 process. So each part has a directory of its own below the one that is configured, and a namespace that names model and part.
+
+A tier may begin with the pages of an image in a registry: they come while the engine starts, and what fails is a warning.
 """
 
+import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -11,8 +15,12 @@ from typing import Any, Self
 
 from pfimg.cache import PageCache
 from pfimg.config import parse_size
-from pfimg.errors import FormatError
+from pfimg.errors import BadRef, FormatError, UnsupportedScheme
 from pfimg.page_index import CacheIdentity
+from pfimg.prefill import warm
+from pfimg.registries.base import parse
+
+_log = logging.getLogger("pfimg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,9 @@ class TierOptions:
         ttl_seconds: Older pages are misses. None: no age is too old.
         model: The model's name, where the engine's own does not tell models apart.
         revision: The revision of its weights: pages of one are never given to another.
+        registry: An image in a registry, from which pages are fetched that were exported to it and are not here.
+        warm_from: An image in a registry with whose pages the tier begins. If it is the `registry` too, only its keys come at the
+            start, and pages when they are asked for.
     """
 
     arena_bytes: int
@@ -38,6 +49,8 @@ class TierOptions:
     ttl_seconds: float | None = None
     model: str | None = None
     revision: str = ""
+    registry: str | None = None
+    warm_from: str | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Self:
@@ -90,15 +103,27 @@ class TierOptions:
             arena_bytes=self.arena_bytes,
             arena_path=arena_path,
             store_bytes=self.store_bytes,
+            registry=self.registry,
         )
 
     def bind(self, cache: PageCache, identity: CacheIdentity, part: str = "") -> str:
-        """The namespace for one part of a model, bound to the identity; raises as `PageCache.bind` does."""
+        """The namespace for one part of a model, bound to the identity, and being warmed; raises as `PageCache.bind` does."""
         namespace = f"{identity.model}@{identity.revision}" if identity.revision else identity.model
         if part:
             namespace = f"{namespace} {part}"
         cache.bind(namespace, identity, max_bytes=self.max_bytes, ttl_seconds=self.ttl_seconds)
+        if self.warm_from is not None:
+            threading.Thread(target=self._warm, args=(cache, namespace, self.warm_from), name="pfimg-warm", daemon=True).start()
         return namespace
+
+    def _warm(self, cache: PageCache, namespace: str, source: str) -> None:
+        try:
+            report = warm(cache, source, namespace=namespace, lazy=source == self.registry)
+        except Exception as error:  # noqa: BLE001 - the engine computes what it does not find
+            if not cache.closed:
+                _log.warning("%s cannot be warmed from %s: %s", namespace, source, error)
+        else:
+            _log.info("%s is warm: %d keys from %s in %.1f s", namespace, report.keys, source, report.seconds)
 
 
 def _checked(word: str, value: Any) -> Any:
@@ -112,6 +137,11 @@ def _checked(word: str, value: Any) -> Any:
         return float(value)
     if not isinstance(value, str):
         raise FormatError(f"{word} {value!r} is no text", field=word)
+    if word in ("registry", "warm_from"):
+        try:
+            parse(value)
+        except (BadRef, UnsupportedScheme) as error:
+            raise FormatError(f"{word}: {error}", field=word) from error
     return value
 
 

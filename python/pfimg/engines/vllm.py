@@ -71,6 +71,7 @@ _MEASURED_SECONDS = 30.0
 _COUNTERS = {
     "hits_arena": "Chunks that were loaded from the tier's memory.",
     "hits_store": "Chunks that were loaded from the tier's directory.",
+    "hits_registry": "Chunks that were loaded from the registry behind it.",
     "misses": "Chunks that were to be loaded and were not there.",
     "lost": "Keys whose chunk was found to be gone or damaged.",
     "corrupt": "Chunks that did not hash to their name.",
