@@ -65,6 +65,7 @@ def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, C
     options = {"arena_bytes": room, "page_bytes": batch.page_bytes}
     ours = {
         "pfimg, memory": Controller(create(documented(options))),
+        "pfimg, memory, blake3": Controller(create(documented(options | {"digest": "blake3"}))),
         "pfimg, memory and directory": Controller(
             create(documented(options | {"path": str(base / "tier"), "store_bytes": room}))
         ),

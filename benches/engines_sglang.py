@@ -73,6 +73,7 @@ def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, C
     options = {"arena_bytes": room}
     ours = {
         "pfimg, memory": engine.attach("dynamic", configuration(options).extra_config),
+        "pfimg, memory, blake3": engine.attach("dynamic", configuration(options | {"digest": "blake3"}).extra_config),
         "pfimg, memory and directory": engine.attach(
             "dynamic", configuration(options | {"path": str(base / "tier"), "store_bytes": room}).extra_config
         ),

@@ -95,6 +95,7 @@ def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, C
     options = {"arena_bytes": room}
     ours = {
         "pfimg, memory": engine.tier(tier_config(options)),
+        "pfimg, memory, blake3": engine.tier(tier_config(options | {"digest": "blake3"})),
         "pfimg, memory and directory": engine.tier(tier_config(options | {"path": str(base / "tier"), "store_bytes": room})),
     }
 

@@ -76,13 +76,16 @@ class PageCache:
             are only known, and still in the registry, count too. None: no limit.
         registry: Where pages are fetched that keys stand for and that are not here: an image reference, or what
             `registries.open` returned for one. None: they are misses.
+        digest: What names pages: `sha256`, or `blake3`, which most processors compute faster, and which only caches and stores of
+            blake3 take in again. None: what the directory has, sha256 where it is new.
 
     Attributes:
         registry: As it was given.
+        digest: What names pages.
 
     Raises:
         BadRef, UnsupportedScheme: The registry's reference is malformed, or of a scheme that is not spoken.
-        FormatError: The arena has room for less than two pages.
+        FormatError: The arena has room for less than two pages, or the directory names pages by another algorithm.
         StoreError: Another process has the directory or the arena open.
         OSError: The space for the arena is not there.
 
@@ -108,20 +111,22 @@ class PageCache:
         arena_path: StrPath | None = None,
         store_bytes: int | None = None,
         registry: Ref | Registry | None = None,
+        digest: str | None = None,
     ) -> None:
         if registry is not None:
             Place.of(registry)  # refuses what is none before anything is made
         directory = None if path is None else Path(path).expanduser()
         if arena_bytes < 2 * page_bytes:
             raise FormatError(f"arena_bytes {arena_bytes} is less than two pages of {page_bytes}")
-        self._arena = PageArena(arena_path, page_bytes=page_bytes, capacity_bytes=arena_bytes)
         # One opener, by the lock of a small arena beside the store: it is let go however a process ends.
         self._owner: PageArena | None = None
         self._store: PfStore | None = None
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             self._owner = PageArena(directory / "lock", page_bytes=1, capacity_bytes=1)
-            self._store = PfStore.open(directory / "store", durability="none")
+            self._store = PfStore.open(directory / "store", digest=digest, durability="none")
+        self.digest = (digest or "sha256") if self._store is None else self._store.digest
+        self._arena = PageArena(arena_path, page_bytes=page_bytes, capacity_bytes=arena_bytes, digest=self.digest)
         self._index = PageIndex(None if directory is None else directory / "index.sqlite")
         self._page_bytes = page_bytes
         # Without a store this only bounds the index: what the arena gave up is found out when it is asked for.
@@ -319,7 +324,7 @@ class PageCache:
             yield self._store
         else:
             with TemporaryDirectory(prefix="pfimg-") as path:
-                yield Store(path, durability="none")
+                yield Store(path, digest=self.digest, durability="none")
 
     def _forget(self, namespace: str, key: bytes | str, digest: str) -> None:
         """Removes a key whose page was lost, unless another page was put under it meanwhile."""
@@ -454,11 +459,13 @@ class PageCache:
             bring: Brings pages; None leaves them where they are, for the registry to give when they are asked for.
 
         Raises:
-            FormatError: A page is longer than `page_bytes`.
+            FormatError: A page is longer than `page_bytes`, or named by another algorithm.
             StoreError: The namespace is not bound, or the cache is closed; or what `bring` raises.
         """
         self._check_open()
         self._index.namespace(namespace)
+        if other := next((digest for digest in digests if not digest.startswith(f"{self.digest}:")), None):
+            raise FormatError(f"page {other} is none for a cache whose pages are named by {self.digest}", field="digest")
         for key, size in zip(keys, sizes, strict=True):
             if size > self._page_bytes:
                 raise FormatError(f"the page of {key!r} has {size:,} bytes, where {self._page_bytes:,} are the most")

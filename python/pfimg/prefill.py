@@ -295,7 +295,8 @@ def _opened(path: Path | None, name: str, identity: CacheIdentity, pages: list[t
     most = max(size for _, _, size in pages)
     if most > PAGE_BYTES:
         raise LimitExceeded(f"a page has {most:,} bytes, where {PAGE_BYTES:,} are the most", limit=PAGE_BYTES)
-    with PageCache(path, page_bytes=max(1, most), arena_bytes=2 * max(1, most)) as cache:
+    algorithm = pages[0][1].partition(":")[0]
+    with PageCache(path, page_bytes=max(1, most), arena_bytes=2 * max(1, most), digest=algorithm) as cache:
         cache.bind(name, identity)
         yield cache
 

@@ -485,3 +485,25 @@ def test_it_behaves_as_a_dictionary_that_may_forget(steps: list[Step]) -> None:
                 cache.clear("chat")
                 cache.bind("chat", LLAMA)
                 model.clear()
+
+
+def test_pages_may_be_named_by_blake3(tmp_path: Path) -> None:
+    content = pages(8)
+    with pfimg.PageCache(tmp_path / "cache", page_bytes=PAGE, arena_bytes=2 * PAGE, digest="blake3") as cache:
+        cache.bind("chat", LLAMA)
+        cache.put_many("chat", [str(n) for n in range(8)], content)
+    blob = tmp_path / "cache/store/blobs/blake3"
+    assert sum(1 for _ in blob.rglob("*.zst")) == 8
+    with open_cache(tmp_path / "cache") as again:
+        assert again.digest == "blake3"
+        assert read(again, [str(n) for n in range(8)], content) == [True] * 8
+        with pytest.raises(pfimg.FormatError, match="named by blake3"):
+            again.adopt("chat", ["new"], ["sha256:" + "0" * 64], [PAGE])
+    with pytest.raises(pfimg.FormatError):
+        pfimg.PageCache(tmp_path / "cache", page_bytes=PAGE, arena_bytes=2 * PAGE, digest="sha256")
+    with pytest.raises(pfimg.FormatError):
+        pfimg.PageCache(None, page_bytes=PAGE, arena_bytes=2 * PAGE, digest="md5")
+    with pfimg.PageCache(None, page_bytes=PAGE, arena_bytes=8 * PAGE, digest="blake3") as cache:
+        cache.bind("chat", LLAMA)
+        cache.put_many("chat", ["a"], content[:1])
+        assert read(cache, ["a"], content[:1]) == [True]

@@ -39,6 +39,7 @@ class TierOptions:
         registry: An image in a registry, from which pages are fetched that were exported to it and are not here.
         warm_from: An image in a registry with whose pages the tier begins. If it is the `registry` too, only its keys come at the
             start, and pages when they are asked for.
+        digest: What names pages in a new `path`: `sha256`, as images that others can read need, or `blake3`, which is faster.
     """
 
     arena_bytes: int
@@ -51,6 +52,7 @@ class TierOptions:
     revision: str = ""
     registry: str | None = None
     warm_from: str | None = None
+    digest: str | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Self:
@@ -104,6 +106,7 @@ class TierOptions:
             arena_path=arena_path,
             store_bytes=self.store_bytes,
             registry=self.registry,
+            digest=self.digest,
         )
 
     def bind(self, cache: PageCache, identity: CacheIdentity, part: str = "") -> str:
@@ -137,6 +140,8 @@ def _checked(word: str, value: Any) -> Any:
         return float(value)
     if not isinstance(value, str):
         raise FormatError(f"{word} {value!r} is no text", field=word)
+    if word == "digest" and value not in ("sha256", "blake3"):
+        raise FormatError(f"{word} {value!r} is neither sha256 nor blake3", field=word)
     if word in ("registry", "warm_from"):
         try:
             parse(value)

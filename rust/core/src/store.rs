@@ -30,8 +30,8 @@ pub use lock::Hold;
 pub use memory::MemoryStore;
 pub use put::TASK_BLOBS;
 pub use read::BlobReader;
-pub(crate) use scan::{BlobFile, Scan};
 pub use scan::Usage;
+pub(crate) use scan::{BlobFile, Scan};
 
 /// Puts a few blobs; an error carries the index of its blob ([`Error::At`]).
 pub type PutSome<'a> = dyn Fn(&[&[u8]]) -> Result<Vec<Digest>> + Sync + 'a;

@@ -75,109 +75,19 @@ enum State {
 /// Checks the whole store. Corrupt blobs are moved to quarantine; nothing else is changed.
 pub fn verify(store: &DirStore, images: &Images, resume: bool, monitor: &Monitor) -> Result<Verification> {
     let journal = Journal::open(store.root(), resume)?;
-    let Scan { files, others } = store.scan()?;
-    monitor.expect(files.len() as u64);
-    let shards: Vec<&[BlobFile]> = files.chunk_by(|a, b| a.shard() == b.shard()).collect();
-    let checked: Vec<Vec<State>> =
-        pool::install(|| shards.par_iter().map(|shard| check_shard(store, shard, &journal, monitor)).collect::<Result<_>>())?;
-
     let mut report = Verification::default();
-    let base = store.root().join(layout::blobs(store.algorithm()));
-    let foreign = |path| Finding::new(None, path, "");
-    report.foreign.extend(others.into_iter().map(foreign));
-    let mut sound: HashMap<Digest, PathBuf> = HashMap::new();
-    let mut corrupt: HashMap<Digest, Finding> = HashMap::new();
-    for (file, state) in files.iter().zip(checked.into_iter().flatten()) {
-        let path = base.join(&file.name);
-        let Some((digest, _)) = file.blob else {
-            if !io::is_temporary(&file.name) {
-                report.foreign.push(foreign(path));
-            }
-            continue;
-        };
-        let (read, known) = match state {
-            State::Sound => (1, 0),
-            State::Known => (0, 1),
-            State::Corrupt(reason) => {
-                corrupt.insert(digest, Finding::new(Some(digest), path, reason));
-                report.checked += 1;
-                report.bytes += file.meta.len;
-                continue;
-            }
-            State::None => continue,
-        };
-        report.checked += read;
-        report.bytes += read * file.meta.len;
-        report.resumed += known;
-        sound.insert(digest, path);
-    }
-    let mut missing: HashMap<Digest, Finding> = HashMap::new();
-    let mut reached = HashSet::new();
-    let mut need = |image: Digest, digest: Digest, whole: bool| {
-        reached.insert(digest);
-        if sound.contains_key(&digest) {
-            return;
-        }
-        let hurt = match corrupt.get_mut(&digest) {
-            Some(finding) => finding,
-            None if whole => missing.entry(digest).or_insert_with(|| Finding::new(Some(digest), store.blob_path(&digest), "")),
-            None => return,
-        };
-        if hurt.images.last() != Some(&image) {
-            hurt.images.push(image);
-        }
-    };
-    let mut documents = Vec::new();
+    let mut blobs = Blobs::read(store, &journal, &mut report, monitor)?;
     report.partial = images.partial(store.algorithm())?;
-    let whole = images.list(store.algorithm())?;
-    for (image, is_whole) in whole.iter().map(|image| (*image, true)).chain(report.partial.iter().map(|image| (*image, false))) {
-        monitor.check()?;
-        let damaged = |digest: Digest, path, error: &Error| Finding { images: vec![image], ..Finding::new(Some(digest), path, reason(error)) };
-        let manifest = match images.marker(&image) {
-            Ok(manifest) => manifest,
-            // Removed meanwhile.
-            Err(Error::BlobNotFound { .. }) => continue,
-            Err(error) => {
-                let dir = if is_whole { layout::IMAGES } else { layout::PARTIAL };
-                documents.push(damaged(image, store.root().join(dir).join(layout::marker(&image)), &error));
-                match images.get(store, &image) {
-                    Ok(manifest) => manifest,
-                    Err(_) => continue,
-                }
-            }
-        };
-        need(image, image, is_whole);
-        for digest in walk::manifest_blob_digests(&manifest) {
-            need(image, digest, is_whole);
-        }
-        for document in walk::documents(&manifest, &walk::Selection::all()) {
-            match document.children(store) {
-                Ok(children) => children.into_iter().for_each(|digest| need(image, digest, is_whole)),
-                Err(error @ Error::Format { .. }) => {
-                    let digest = *document.digest();
-                    documents.push(damaged(digest, sound.get(&digest).cloned().unwrap_or_else(|| store.blob_path(&digest)), &error));
-                }
-                // One that is damaged or missing hides what it names; it is reported itself.
-                Err(_) => {}
-            }
-        }
+    for image in images.list(store.algorithm())? {
+        blobs.walk(store, images, image, true, monitor)?;
     }
-    for (name, digest) in images.each_pin()? {
-        let path = store.root().join(layout::PINS).join(&name);
-        match digest {
-            Ok(digest) => {
-                // One that is damaged or malformed is a root all the same.
-                reached.extend(walk::pinned(&digest, store).unwrap_or_else(|_| vec![digest]));
-                if !sound.contains_key(&digest) && !corrupt.contains_key(&digest) {
-                    let blob = || Finding::new(Some(digest), store.blob_path(&digest), format!("pin {name:?} is of it"));
-                    missing.entry(digest).or_insert_with(blob);
-                }
-            }
-            Err(error) => documents.push(Finding::new(None, path, reason(&error))),
-        }
+    for image in &report.partial {
+        blobs.walk(store, images, *image, false, monitor)?;
     }
-    look_again(store, images, &mut missing, monitor)?;
+    blobs.walk_pins(store, images)?;
+    look_again(store, images, &mut blobs.missing, monitor)?;
     report.foreign.extend(strangers(store.root(), store.algorithm(), images)?.into_iter().map(foreign));
+    let Blobs { sound, corrupt, missing, reached, documents } = blobs;
     report.unreachable =
         sound.into_iter().filter(|(digest, _)| !reached.contains(digest)).map(|(digest, path)| Finding::new(Some(digest), path, "")).collect();
     report.corrupt = corrupt.into_values().chain(documents).collect();
@@ -187,6 +97,124 @@ pub fn verify(store: &DirStore, images: &Images, resume: bool, monitor: &Monitor
     }
     journal.remove()?;
     Ok(report)
+}
+
+fn foreign(path: PathBuf) -> Finding {
+    Finding::new(None, path, "")
+}
+
+/// Blobs as they were found, and what images and pins need of them.
+#[derive(Default)]
+struct Blobs {
+    sound: HashMap<Digest, PathBuf>,
+    corrupt: HashMap<Digest, Finding>,
+    missing: HashMap<Digest, Finding>,
+    reached: HashSet<Digest>,
+    /// Markers, pins and documents that are not what they should be.
+    documents: Vec<Finding>,
+}
+
+impl Blobs {
+    /// Reads all blobs, and counts them.
+    fn read(store: &DirStore, journal: &Journal, report: &mut Verification, monitor: &Monitor) -> Result<Self> {
+        let Scan { files, others } = store.scan()?;
+        report.foreign.extend(others.into_iter().map(foreign));
+        monitor.expect(files.len() as u64);
+        let shards: Vec<&[BlobFile]> = files.chunk_by(|a, b| a.shard() == b.shard()).collect();
+        let checked: Vec<Vec<State>> =
+            pool::install(|| shards.par_iter().map(|shard| check_shard(store, shard, journal, monitor)).collect::<Result<_>>())?;
+        let base = store.root().join(layout::blobs(store.algorithm()));
+        let mut blobs = Self::default();
+        for (file, state) in files.iter().zip(checked.into_iter().flatten()) {
+            let path = base.join(&file.name);
+            let Some((digest, _)) = file.blob else {
+                if !io::is_temporary(&file.name) {
+                    report.foreign.push(foreign(path));
+                }
+                continue;
+            };
+            let read = matches!(state, State::Sound | State::Corrupt(_));
+            report.checked += u64::from(read);
+            report.bytes += if read { file.meta.len } else { 0 };
+            report.resumed += u64::from(matches!(state, State::Known));
+            match state {
+                State::Sound | State::Known => drop(blobs.sound.insert(digest, path)),
+                State::Corrupt(reason) => drop(blobs.corrupt.insert(digest, Finding::new(Some(digest), path, reason))),
+                State::None => {}
+            }
+        }
+        Ok(blobs)
+    }
+
+    /// Notes that an image needs a blob; one that is whole needs it here.
+    fn need(&mut self, store: &DirStore, image: Digest, digest: Digest, whole: bool) {
+        self.reached.insert(digest);
+        if self.sound.contains_key(&digest) {
+            return;
+        }
+        let hurt = match self.corrupt.get_mut(&digest) {
+            Some(finding) => finding,
+            None if whole => self.missing.entry(digest).or_insert_with(|| Finding::new(Some(digest), store.blob_path(&digest), "")),
+            None => return,
+        };
+        if hurt.images.last() != Some(&image) {
+            hurt.images.push(image);
+        }
+    }
+
+    /// Looks at everything that an image needs.
+    fn walk(&mut self, store: &DirStore, images: &Images, image: Digest, whole: bool, monitor: &Monitor) -> Result<()> {
+        monitor.check()?;
+        let damaged = |digest: Digest, path, error: &Error| Finding { images: vec![image], ..Finding::new(Some(digest), path, reason(error)) };
+        let manifest = match images.marker(&image) {
+            Ok(manifest) => manifest,
+            // Removed meanwhile.
+            Err(Error::BlobNotFound { .. }) => return Ok(()),
+            Err(error) => {
+                let dir = if whole { layout::IMAGES } else { layout::PARTIAL };
+                self.documents.push(damaged(image, store.root().join(dir).join(layout::marker(&image)), &error));
+                match images.get(store, &image) {
+                    Ok(manifest) => manifest,
+                    Err(_) => return Ok(()),
+                }
+            }
+        };
+        self.need(store, image, image, whole);
+        for digest in walk::manifest_blob_digests(&manifest) {
+            self.need(store, image, digest, whole);
+        }
+        for document in walk::documents(&manifest, &walk::Selection::all()) {
+            match document.children(store) {
+                Ok(children) => children.into_iter().for_each(|digest| self.need(store, image, digest, whole)),
+                Err(error @ Error::Format { .. }) => {
+                    let digest = *document.digest();
+                    let path = self.sound.get(&digest).cloned().unwrap_or_else(|| store.blob_path(&digest));
+                    self.documents.push(damaged(digest, path, &error));
+                }
+                // One that is damaged or missing hides what it names; it is reported itself.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what is pinned.
+    fn walk_pins(&mut self, store: &DirStore, images: &Images) -> Result<()> {
+        for (name, digest) in images.each_pin()? {
+            match digest {
+                Ok(digest) => {
+                    // One that is damaged or malformed is a root all the same.
+                    self.reached.extend(walk::pinned(&digest, store).unwrap_or_else(|_| vec![digest]));
+                    if !self.sound.contains_key(&digest) && !self.corrupt.contains_key(&digest) {
+                        let blob = || Finding::new(Some(digest), store.blob_path(&digest), format!("pin {name:?} is of it"));
+                        self.missing.entry(digest).or_insert_with(blob);
+                    }
+                }
+                Err(error) => self.documents.push(Finding::new(None, store.root().join(layout::PINS).join(&name), reason(&error))),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Takes out what was written, or is no longer needed, since blobs and images were listed.
