@@ -56,8 +56,8 @@ test: $(MODULE) $(VENV)/.test cargo-found ## Run all tests in their short form
 quick: $(MODULE) $(VENV)/.test ## Run the unit, property and conformance tests of Python
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) $(wildcard tests/unit tests/property tests/conformance)
 
-soak: $(MODULE) $(VENV)/.test ## Let processes use a store and a registry at random for PFIMG_SOAK_SECONDS, 300 unless set
-	@PFIMG_SOAK_SECONDS=$${PFIMG_SOAK_SECONDS:-300} $(PY) -m pytest -q $(PYTEST_ARGS) tests/faults/test_soak.py
+soak: $(MODULE) $(VENV)/.test ## Let processes use a store, registries and caches at random, each for PFIMG_SOAK_SECONDS, 300 unless set
+	@PFIMG_SOAK_SECONDS=$${PFIMG_SOAK_SECONDS:-300} $(PY) -m pytest -q $(PYTEST_ARGS) --timeout=0 tests/faults/test_soak.py tests/faults/test_cache_soak.py
 
 servers: $(VENV)/.test ## Get the servers that the registry tests talk to
 	@$(PY) -m tests.servers get
