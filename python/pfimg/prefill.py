@@ -82,11 +82,11 @@ def export_pages(
         OSError: A directory cannot be read, or the disk is full.
 
     Example:
-        >>> with pfimg.PageCache("cache", page_bytes=4096, arena_bytes=1 << 20) as cache:
+        >>> with pfimg.PageCache("engine", page_bytes=4096, arena_bytes=1 << 20) as cache:
         ...     cache.bind("chat", pfimg.CacheIdentity("llama", "main", "bf16", (16, 2, 2, 32), "nhd"))
         ...     cache.put_many("chat", ["a", "b"], [b"A" * 4096, b"B" * 4096])
         >>> store = pfimg.PfStore.open("store")
-        >>> report = pfimg.export_pages("cache", store)
+        >>> report = pfimg.export_pages("engine", store)
         >>> report.keys, report.bytes
         (2, 8192)
     """
@@ -155,11 +155,11 @@ def warm(
         BackendError, OSError: The registry's service or a file system failed; what has come by then stays.
 
     Example:
-        >>> with pfimg.PageCache("cache", page_bytes=4096, arena_bytes=1 << 20) as cache:
+        >>> with pfimg.PageCache("engine", page_bytes=4096, arena_bytes=1 << 20) as cache:
         ...     cache.bind("chat", pfimg.CacheIdentity("llama", "main", "bf16", (16, 2, 2, 32), "nhd"))
         ...     cache.put_many("chat", ["a", "b"], [b"A" * 4096, b"B" * 4096])
         >>> store = pfimg.PfStore.open("store")
-        >>> report = pfimg.warm("other", pfimg.export_pages("cache", store).image, store=store)
+        >>> report = pfimg.warm("fleet", pfimg.export_pages("engine", store).image, store=store)
         >>> report.keys, report.fetched
         (2, 2)
     """

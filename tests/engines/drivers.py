@@ -41,17 +41,18 @@ class Driver(Protocol):
         """Ends the engine, as it ends itself."""
 
 
-def open_engine(name: str, directory: Path, **options: Any) -> Driver:
-    """An engine whose tier is configured with `options` beside `path`; `model` and `revision` among them.
-
-    What the engine needs is there, or the test is skipped; with PFIMG_REQUIRE_ENGINES=1 it fails instead.
-    """
+def require(name: str) -> None:
+    """Skips the test where an engine is not installed; with PFIMG_REQUIRE_ENGINES=1 it fails instead."""
     try:
         importlib.import_module(name)
     except ImportError as error:
         if os.environ.get("PFIMG_REQUIRE_ENGINES") == "1":
             raise
         pytest.skip(f"{name} is not installed: make engines ({error})")
+
+
+def open_engine(name: str, directory: Path, **options: Any) -> Driver:
+    """An engine whose tier is configured with `options` beside `path`; `model` and `revision` among them."""
     module = importlib.import_module(f"tests.engines.{name}_driver")
     configured = {"path": str(directory), "arena_bytes": "8MiB", "model": "llama", "revision": "main"} | options
     driver: Driver = module.open(configured)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engines.drivers import ENGINES, PAGE_BYTES, Driver, Rows, open_engine
+from tests.engines.drivers import ENGINES, PAGE_BYTES, Driver, Rows, open_engine, require
 
 import pfimg
 
@@ -24,6 +24,7 @@ Open = Callable[..., Driver]
 
 @pytest.fixture(params=ENGINES)
 def engine_name(request: pytest.FixtureRequest) -> str:
+    require(request.param)
     return str(request.param)
 
 
