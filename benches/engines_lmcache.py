@@ -26,9 +26,10 @@ from tests.engines.lmcache_driver import DTYPE, Controller, create, documented, 
 
 from pfimg.engines.lmcache import PfimgFloatDeserializer, PfimgFloatSerializer
 
-from .groups import BATCH_BYTES, MIB, SIZES
+from .engines import compare
+from .groups import MIB, SIZES
 from .pages import Batch
-from .rounds import Contender, Group, Result, run, say, timed
+from .rounds import Contender, Group, run, say, timed
 
 ASKED = 1_000
 SERIALIZED_BYTES = 16 * MIB
@@ -59,8 +60,9 @@ class Engine:
         return {"store": storing / len(keys), "load": loading / len(keys), "look-up": looking / len(asked)}
 
 
-def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
+def contenders(batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
     """What takes turns, and what ends it."""
+    engine = Engine(batch)
     room = 2 * len(batch) * batch.page_bytes
     options = {"arena_bytes": room, "page_bytes": batch.page_bytes}
     ours = {
@@ -94,20 +96,9 @@ def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, C
     return {name: partial(in_pfimg, adapter) for name, adapter in ours.items()} | {"LMCache fs_native": in_files}, end
 
 
-def table(label: str, result: Result) -> str:
-    """Rates, and medians of the ratios within a round."""
-    rows = []
-    for call, contender in result.seconds.items():
-        for name, seconds in contender.items():
-            ratio = median(theirs / mine for theirs, mine in zip(contender["LMCache fs_native"], seconds, strict=True))
-            middle = median(seconds)
-            rate = f"{middle * 1e6:.2f} µs" if call == "look-up" else f"{SIZES[label] / middle / 1e9:.2f} GB/s"
-            rows.append(f"| {label} | {call} | {name} | {rate} | {ratio:.2f} × |")
-    return "\n".join(rows)
-
-
 def serdes(label: str, base: Path, rounds: int) -> str:
     """Size and rate of each serde on one thread, and of a copy, which is what none costs."""
+    base.mkdir()
     batch = Batch(SIZES[label], SERIALIZED_BYTES)
     shape = Engine(batch).shape
     ways: Mapping[str, tuple[Serializer, Deserializer]] = {
@@ -148,24 +139,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options: Any = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="pfimg-bench-", dir="/dev/shm"))
-    places = base / "turns"
     try:
-        print("| pages of | call | contender | a page, or a key | against `fs_native` |", "|---|---|---|---:|---:|", sep="\n")
-        for label in ("64 KiB", "2 MiB"):
-            batch = Batch(SIZES[label], BATCH_BYTES)
-            places.mkdir()
-            systems, end = contenders(Engine(batch), batch, base)
-            result = run(Group(label, label, batch.page_bytes, systems, batch.renew), options.rounds, places, say)
-            end()
-            for directory in base.iterdir():
-                shutil.rmtree(directory)
-            print(table(label, result), flush=True)
-            if result.disturbed:
-                say(f"{label}: others used the processors in {result.disturbed} rounds")
+        compare(contenders, "LMCache fs_native", base, options.rounds)
         print("\n| bf16 pages of | serde | size | serialize, GB/s | deserialize, GB/s |", "|---|---|---:|---:|---:|", sep="\n")
         for label in ("64 KiB", "2 MiB"):
-            places.mkdir(exist_ok=True)
-            print(serdes(label, places, options.rounds), flush=True)
+            print(serdes(label, base / label.replace(" ", "-"), options.rounds), flush=True)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 

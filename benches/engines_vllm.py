@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ReqContext, Schedu
 from vllm.v1.kv_offload.tiering.base import SecondaryTierManager, TransferJob
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 
-from .groups import BATCH_BYTES, SIZES
+from .engines import compare
 from .pages import Batch
-from .rounds import Contender, Group, Result, run, say, timed
+from .rounds import Contender, timed
 
 ASKED = 1_000
 JOBS = 16
@@ -89,8 +88,9 @@ def _leading_hits(tier: SecondaryTierManager, keys: list[OffloadKey], request: R
         time.sleep(0)
 
 
-def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
+def contenders(batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
     """What takes turns, and what ends it."""
+    engine = Engine(batch)
     room = 2 * len(batch) * batch.page_bytes
     options = {"arena_bytes": room}
     ours = {
@@ -120,37 +120,13 @@ def contenders(engine: Engine, batch: Batch, base: Path) -> tuple[Mapping[str, C
     return {name: in_pfimg(tier) for name, tier in ours.items()} | {"vLLM fs": in_files}, end
 
 
-def table(label: str, result: Result) -> str:
-    """Rates, and medians of the ratios within a round."""
-    rows = []
-    for call, contender in result.seconds.items():
-        for name, seconds in contender.items():
-            ratio = median(theirs / mine for theirs, mine in zip(contender["vLLM fs"], seconds, strict=True))
-            middle = median(seconds)
-            rate = f"{middle * 1e6:.2f} µs" if call == "look-up" else f"{SIZES[label] / middle / 1e9:.2f} GB/s"
-            rows.append(f"| {label} | {call} | {name} | {rate} | {ratio:.2f} × |")
-    return "\n".join(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="pfimg-bench-", dir="/dev/shm"))
     try:
-        print("| pages of | call | contender | a page, or a key | against `fs` |", "|---|---|---|---:|---:|", sep="\n")
-        for label in ("64 KiB", "2 MiB"):
-            batch = Batch(SIZES[label], BATCH_BYTES)
-            turns = base / label.replace(" ", "-")
-            places = turns / "turns"
-            places.mkdir(parents=True)
-            systems, end = contenders(Engine(batch), batch, turns)
-            result = run(Group(label, label, batch.page_bytes, systems, batch.renew), options.rounds, places, say)
-            end()
-            shutil.rmtree(turns)
-            print(table(label, result), flush=True)
-            if result.disturbed:
-                say(f"{label}: others used the processors in {result.disturbed} rounds")
+        compare(contenders, "vLLM fs", base, options.rounds)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
