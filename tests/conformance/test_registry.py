@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.registries.programs import needs_reference
 
 import pfimg
 
@@ -18,7 +19,6 @@ GOLDEN = Path(__file__).parent / "registry"
 PUBLIC_KEY = "processfork-default-self-sign-key.v1"
 OWN_KEY = "golden-key"
 COMMAND = shutil.which("pf")
-needs_reference = pytest.mark.skipif(COMMAND is None, reason="needs pf: cargo install processfork --version 1.0.15 --locked")
 
 
 def url(directory: Path) -> str:

@@ -237,7 +237,7 @@ def test_an_image_of_another_revision_is_a_warning(
 
 def test_two_processes_do_not_share_a_directory(start: Open) -> None:
     start()
-    with pytest.raises(pfimg.StoreError, match="already"):
+    with pytest.raises(pfimg.StoreError, match="open to write already"):
         start()
 
 
