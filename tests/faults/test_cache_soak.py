@@ -193,8 +193,8 @@ def test_caches_of_several_processes_give_right_pages_within_their_bounds(scratc
     for process in [*running, reader]:
         process.join()
     assert [process.exitcode for process in [*running, reader]] == [0] * (PARTS + 1)
-    reports = [json.loads(path.read_text()) for path in scratch.glob("report-*.json")]
-    assert len(reports) == PARTS, "each part's last process comes to its end"
+    # One that was killed late may have left a report before; the last of each part counts.
+    reports = [json.loads((scratch / f"report-{part}-{life}.json").read_text()) for part, life in enumerate(lives)]
     assert max(report["memory"] for report in reports) < MEMORY_BYTES
     # Each kill may leave under no key what was just written.
     assert most < DISK_BYTES + max(lives) * ARENA_BYTES // 2
