@@ -1,9 +1,6 @@
 """What is measured together. Ours comes first; `Limits` are what no program that does the work can pass."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +11,7 @@ import numpy as np
 import pfimg
 from pfimg._core import decode_frame, digests_of, encode_frame, threads
 
-from . import page_manifest, trees
+from . import page_manifest, scaling, trees
 from .pages import Batch
 from .peers import Missing, zipnn
 from .rounds import Contender, Group, timed
@@ -161,51 +158,6 @@ def floats(label: str) -> Group:
     return Group(f"floats, {label}", f"bf16 pages of {label}", batch.page_bytes, {"pfimg": ours, "ZipNN": peer}, batch.renew)
 
 
-def scaling() -> Group:
-    """The same calls by processes that have 1, 2, 4, … threads."""
-    counts = [count for count in (2**power for power in range(8)) if count <= (os.cpu_count() or 1)]
-    page_bytes = SIZES["73,728 B"]
-    workers = {f"{count} thread" + "s" * (count > 1): Worker(count, page_bytes, BATCH_BYTES) for count in counts}
-
-    def renew(salt: int) -> None:
-        for worker in workers.values():
-            worker.ask("renew", salt)
-
-    contenders = {name: partial(worker.ask, "measure") for name, worker in workers.items()}
-    return Group("scaling", "real pages of 73,728 B", page_bytes, contenders, renew)
-
-
-class Worker:
-    """A process of its own that measures pfimg with so many threads whenever it is asked to."""
-
-    def __init__(self, count: int, page_bytes: int, total_bytes: int) -> None:
-        command = [sys.executable, "-m", "benches.groups", str(page_bytes), str(total_bytes)]
-        environment = os.environ | {"PFIMG_THREADS": str(count)}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
-
-    def ask(self, question: str, argument: object) -> dict[str, float]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps([question, str(argument)]), file=self._process.stdin, flush=True)
-        answer: dict[str, float] = json.loads(self._process.stdout.readline())
-        return answer
-
-
-def answer_questions(page_bytes: int, total_bytes: int) -> None:
-    """The other end of `Worker`; ends when its questions end."""
-    batch = Batch(page_bytes, total_bytes)
-    for line in sys.stdin:
-        match json.loads(line):
-            case ["renew", salt]:
-                batch.renew(int(salt))
-                answer: dict[str, float] = {}
-            case ["measure", root]:
-                answer = {**stores_and_loads(Pfimg, batch)(Path(root)), **limits(batch)["hash alone"](Path(root))}
-            case question:
-                raise ValueError(question)
-        print(json.dumps(answer), flush=True)
-
-
 def documents() -> Group:
     """A page manifest of a million pages."""
     data = page_manifest.document(DOCUMENT_PAGES)
@@ -266,10 +218,7 @@ def all_groups() -> Iterator[tuple[str, Callable[[], Group]]]:
     yield "zstd", compressing
     for label in ("73,728 B", "2 MiB"):
         yield f"floats, {label}", partial(floats, label)
-    yield "scaling", scaling
+    yield "scaling", scaling.pages
+    yield "scaling, trees", scaling.files
     yield "page manifest", documents
     yield "trees", directories
-
-
-if __name__ == "__main__":
-    answer_questions(int(sys.argv[1]), int(sys.argv[2]))

@@ -137,6 +137,7 @@ def test_programs_get_progress_as_lines(pf: Command, image: str, ref: str, tmp_p
     assert list(last) == ["walk", "send"]
     assert (last["send"]["done"], last["send"]["bytes"]) == (result.json["sent"], result.json["bytes_sent"])
     assert last["send"].keys() >= {"total", "retries", "in_flight"}
+    assert last["send"]["rate"] > 0
     assert pf("pull", ref, "--store", tmp_path / "other").err == ""
 
 

@@ -17,14 +17,21 @@ from pfimg.types import Progress, human_size
 
 @contextmanager
 def events() -> Iterator[Callable[[Progress], None]]:
-    """Yields the callable that a long call feeds with events, for programs."""
+    """Yields the callable that a long call feeds with events, for programs; `rate` is in bytes a second, of the phase so far."""
+    began: dict[str, float] = {}
     shown: dict[str, float] = {}
+    last = time.monotonic()
 
     def show(event: Progress) -> None:
+        nonlocal last
         now = time.monotonic()
+        seconds = now - began.setdefault(event.phase, last)  # a phase begins where the one before it has told its last
+        last = now
         if event.done == event.total or now >= shown.get(event.phase, 0) + 1:
             shown[event.phase] = now
-            print(json.dumps({"event": "progress"} | dataclasses.asdict(event)), file=sys.stderr, flush=True)  # noqa: T201
+            rate = round(event.bytes / seconds) if seconds else None
+            line = {"event": "progress"} | dataclasses.asdict(event) | {"rate": rate}
+            print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201
 
     yield show
 

@@ -268,10 +268,10 @@ pub fn content_len_hint(head: &[u8]) -> Option<u64> {
     zstd_safe::get_frame_content_size(head).ok().flatten()
 }
 
-/// The content of a stored frame of one block, where it lies in the frame; None for anything else.
+/// The content of a stored frame, in blocks of [`BLOCK_BYTES`] where they lie in the frame; None for anything else.
 #[must_use]
-pub fn stored_block(frame: &[u8]) -> Option<&[u8]> {
-    stored::only_block(frame, content_len_hint(frame)?)
+pub fn stored_blocks(frame: &[u8]) -> Option<Vec<&[u8]>> {
+    stored::blocks_of(frame, content_len_hint(frame)?)
 }
 
 /// Content size of all frames together; None when one of them does not tell.

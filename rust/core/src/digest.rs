@@ -239,6 +239,23 @@ pub fn hash_each(algorithm: Algorithm, blobs: &[&[u8]], mut done: impl FnMut(usi
     }
 }
 
+/// As [`hash_many`], for blobs in pieces, each of which but the last has a multiple of 64 bytes.
+#[must_use]
+pub fn hash_pieces(algorithm: Algorithm, blobs: &[&[&[u8]]]) -> Vec<Digest> {
+    let mut digests = vec![Digest::new(algorithm, [0; 32]); blobs.len()];
+    match algorithm {
+        Algorithm::Sha256 => sha256::hash_pieces(blobs, |index, bytes| digests[index] = Digest::new(algorithm, bytes)),
+        Algorithm::Blake3 => {
+            for (digest, pieces) in digests.iter_mut().zip(blobs) {
+                let mut hasher = Hasher::new(algorithm);
+                pieces.iter().for_each(|piece| hasher.update(piece));
+                *digest = hasher.finish();
+            }
+        }
+    }
+    digests
+}
+
 /// As [`hash_each`], while each blob is copied to the place beside it, which has its length. What was hashed is what the copy holds.
 pub fn hash_copies<'a>(algorithm: Algorithm, copies: impl ExactSizeIterator<Item = (&'a [u8], &'a mut [u8])>, mut done: impl FnMut(usize, Digest)) {
     match algorithm {

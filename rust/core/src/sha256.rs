@@ -231,6 +231,11 @@ impl Kernel {
         self.advance(blobs.iter().map(|blob| Stream::new(blob, None)), done);
     }
 
+    /// The same for blobs in pieces, each of which but the last has whole blocks.
+    pub fn hash_pieces(self, blobs: &[&[&[u8]]], done: impl FnMut(usize, [u8; 32])) {
+        self.advance(blobs.iter().map(|pieces| Stream::in_pieces(pieces)), done);
+    }
+
     /// The same, while each blob is copied to a place of its length: a few blocks at a time, which are hashed where they were copied to. So
     /// memory is read once, and what was hashed is what the copy holds, whatever happens to the blob meanwhile.
     pub fn hash_copies<'a>(self, copies: impl ExactSizeIterator<Item = (&'a [u8], &'a mut [u8])>, done: impl FnMut(usize, [u8; 32])) {
@@ -259,7 +264,7 @@ impl Kernel {
             let ahead = streams.each_ref().map(|(_, stream)| stream.ahead());
             self.compress(&mut states[..together], &ahead[..together], blocks);
             for place in (0..together).rev() {
-                streams[place].1.taken += blocks * 64;
+                streams[place].1.take(blocks * 64);
                 if streams[place].1.ahead().is_empty() {
                     done(streams[place].0, output(&states[place]));
                     active -= 1;
@@ -289,6 +294,8 @@ impl Kernel {
 /// A blob that is being hashed: its whole blocks, which are read where they are, or where they are copied to, then what follows them.
 struct Stream<'a> {
     body: &'a [u8],
+    /// Pieces that follow the body.
+    more: &'a [&'a [u8]],
     /// Where the body is copied to.
     place: Option<&'a mut [u8]>,
     tail: [u8; 128],
@@ -298,7 +305,7 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    const NONE: Self = Self { body: &[], place: None, tail: [0; 128], tail_len: 0, taken: 0 };
+    const NONE: Self = Self { body: &[], more: &[], place: None, tail: [0; 128], tail_len: 0, taken: 0 };
 
     fn new(blob: &'a [u8], place: Option<&'a mut [u8]>) -> Self {
         let (body, rest) = whole_blocks(blob);
@@ -308,7 +315,27 @@ impl<'a> Stream<'a> {
             end.copy_from_slice(&tail[..rest.len()]);
             place
         });
-        Self { body, place, tail, tail_len, taken: 0 }
+        Self { body, more: &[], place, tail, tail_len, taken: 0 }
+    }
+
+    fn in_pieces(pieces: &'a [&'a [u8]]) -> Self {
+        let (last, before) = pieces.split_last().map_or((&[][..], &[][..]), |(last, before)| (*last, before));
+        debug_assert!(before.iter().all(|piece| piece.len().is_multiple_of(64)));
+        let (_, rest) = whole_blocks(last);
+        let (tail, tail_len) = tail(rest, pieces.iter().map(|piece| piece.len() as u64).sum());
+        let mut stream = Self { body: &[], more: pieces, place: None, tail, tail_len, taken: 0 };
+        stream.take(0);
+        stream
+    }
+
+    /// Counts bytes that are in the state now, and goes on to the next piece where one ends.
+    fn take(&mut self, len: usize) {
+        self.taken += len;
+        while self.taken == self.body.len()
+            && let Some((next, more)) = self.more.split_first()
+        {
+            (self.body, self.more, self.taken) = (whole_blocks(next).0, more, 0);
+        }
     }
 
     /// Whole blocks that come next and lie together; none at the end. Those of a copy have to be there first.
@@ -391,6 +418,11 @@ pub fn hash(bytes: &[u8]) -> [u8; 32] {
 /// [`Kernel::hash_each`] of the chosen kernel.
 pub fn hash_each(blobs: &[&[u8]], done: impl FnMut(usize, [u8; 32])) {
     chosen().hash_each(blobs, done);
+}
+
+/// [`Kernel::hash_pieces`] of the chosen kernel.
+pub fn hash_pieces(blobs: &[&[&[u8]]], done: impl FnMut(usize, [u8; 32])) {
+    chosen().hash_pieces(blobs, done);
 }
 
 /// [`Kernel::hash_copies`] of the chosen kernel.

@@ -113,12 +113,19 @@ pub fn stored_len(len: u64) -> u64 {
     Header::of(len, 0).len as u64 + more_blocks * (ALIGNMENT * BLOCK_HEADER) as u64 + len
 }
 
-/// The content in the stored frame of one block that a content of `len` bytes has, if `frame` is that.
-pub(super) fn only_block(frame: &[u8], len: u64) -> Option<&[u8]> {
-    if len > BLOCK_BYTES as u64 {
+/// The content of a stored frame, in its blocks, if `frame` is exactly that of a content of `len` bytes.
+pub(super) fn blocks_of(mut frame: &[u8], len: u64) -> Option<Vec<&[u8]>> {
+    if frame.len() as u64 != stored_len(len) {
         return None;
     }
-    frame.strip_prefix(Header::of(len, 0).bytes()).filter(|content| content.len() as u64 == len)
+    let mut found = Vec::with_capacity(frame.len() / BLOCK_BYTES + 1);
+    for at in (0..len.max(1)).step_by(BLOCK_BYTES) {
+        frame = frame.strip_prefix(Header::of(len, at).bytes())?;
+        let (block, rest) = frame.split_at(frame.len().min(BLOCK_BYTES));
+        found.push(block);
+        frame = rest;
+    }
+    Some(found)
 }
 
 /// Gives `write` what a content's stored frame has for the piece at `at`, in order and a group of blocks at a time, for gathering writes. A

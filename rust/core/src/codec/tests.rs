@@ -55,7 +55,33 @@ fn stored_frames_have_the_length_that_is_told_and_stream_alike() {
         assert_eq!(read_stored(&mut out, |slices| rest.read_vectored(slices)).unwrap(), Found::Frame);
         assert!(rest.is_empty());
         assert_eq!(out, content);
+        let blocks = stored_blocks(&frame).unwrap();
+        assert!(blocks.iter().rev().skip(1).all(|block| block.len() == BLOCK_BYTES), "{len}");
+        assert_eq!(blocks.concat(), content);
     }
+}
+
+#[test]
+fn what_is_not_exactly_a_stored_frame_has_no_blocks() {
+    let content = noise(3 * BLOCK_BYTES + 5);
+    let frame = Frame::Stored(&content).into_vec();
+    let is_content = |index: usize| frame[index..].len() <= 5;
+    for index in (0..300).chain(BLOCK_BYTES..BLOCK_BYTES + 600).chain(frame.len() - 5..frame.len()) {
+        let mut other = frame.clone();
+        other[index] ^= 1;
+        match stored_blocks(&other) {
+            // A flip in the content is for its digest to find.
+            Some(blocks) => assert_eq!(decode(&other, 1 << 20).unwrap(), blocks.concat(), "{index}"),
+            None => assert!(!is_content(index), "{index}"),
+        }
+    }
+    for other in [&frame[..frame.len() - 1], &[&frame[..], &[0]].concat(), &zstd_of(&content), &[]] {
+        assert_eq!(stored_blocks(other), None);
+    }
+}
+
+fn zstd_of(content: &[u8]) -> Vec<u8> {
+    Encoding::new(Codec::Zstd, 1).unwrap().encode(content).into_vec()
 }
 
 #[test]

@@ -69,6 +69,25 @@ fn published_vectors() {
 }
 
 #[test]
+fn blobs_in_pieces_hash_as_in_one() {
+    let bytes = noise(20_000, 2);
+    for kernel in every() {
+        for streams in [1, 2, 4, 5, 16, 17, 40] {
+            for (blocks, len) in [(1, 0), (1, 1), (1, 63), (1, 64), (1, 65), (1, 200), (2, 127), (2, 128), (2, 129), (3, 5000), (7, 18_000)] {
+                let blobs: Vec<&[u8]> = (0..streams).map(|i| &bytes[i..][..len + i % 3 * 64]).collect();
+                let pieces: Vec<Vec<&[u8]>> = blobs.iter().map(|blob| blob.chunks(blocks * 64).collect()).collect();
+                let mut found = vec![None; streams];
+                let pieces: Vec<&[&[u8]]> = pieces.iter().map(|pieces| &**pieces).collect();
+                kernel.hash_pieces(&pieces, |index, hash| assert_eq!(found[index].replace(hash), None, "{kernel}: {index} twice"));
+                for (found, blob) in found.into_iter().zip(blobs) {
+                    assert_eq!(found, Some(oracle(blob)), "{kernel}: {len} bytes in pieces of {blocks} blocks, {streams} streams");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn every_length_up_to_three_blocks_at_every_number_of_streams() {
     // All offsets from a block's start occur, since lengths are odd as often as even.
     let bytes = noise(4096, 1);

@@ -171,8 +171,8 @@ impl BlobReader<'_> {
 
 /// A content that is about to be hashed.
 enum Content<'a> {
-    /// In memory.
-    Plain(&'a [u8]),
+    /// In memory, in pieces that can be hashed together.
+    Plain(Vec<&'a [u8]>),
     /// To be decoded, to so many bytes.
     Coded(usize),
     /// Too long for that, or of a length that its frame does not tell.
@@ -183,9 +183,9 @@ enum Content<'a> {
 impl<'a> Content<'a> {
     fn of(form: Form, frame: &'a [u8]) -> Self {
         if form == Form::Zstd
-            && let Some(content) = codec::stored_block(frame)
+            && let Some(blocks) = codec::stored_blocks(frame)
         {
-            return Self::Plain(content);
+            return Self::Plain(blocks);
         }
         match form.content_len(frame) {
             Ok(len) => len.and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= DECODED_BYTES).map_or(Self::Streamed, Self::Coded),
@@ -238,13 +238,14 @@ fn first_digests(frames: &[(Form, &[u8])], algorithm: Algorithm, memory: &mut Ve
             let (out, rest) = mem::take(&mut free).split_at_mut(len);
             free = rest;
             *content = match form.decode_into(frame, out) {
-                Ok(()) => Content::Plain(out),
+                Ok(()) => Content::Plain(vec![out]),
                 Err(error) => Content::Failed(error.into()),
             };
         }
     }
-    let plain: Vec<&[u8]> = contents.iter().filter_map(|content| if let Content::Plain(bytes) = content { Some(*bytes) } else { None }).collect();
-    let mut hashed = digest::hash_many(algorithm, &plain).into_iter();
+    let plain: Vec<&[&[u8]]> =
+        contents.iter().filter_map(|content| if let Content::Plain(pieces) = content { Some(&**pieces) } else { None }).collect();
+    let mut hashed = digest::hash_pieces(algorithm, &plain).into_iter();
     let settle = |(content, (form, frame)): (Content<'_>, &(Form, &[u8]))| match content {
         Content::Plain(_) => Ok(hashed.next().expect("one for each")),
         Content::Failed(error) => Err(error),
