@@ -175,6 +175,18 @@ def test_frames_land_as_they_are(store: pfimg.PfStore, tmp_path: Path) -> None:
     assert [store.read_frame(digest) for digest, _ in items] == [frame for _, frame in items]
 
 
+def test_frames_land_from_any_memory(store: pfimg.PfStore, tmp_path: Path) -> None:
+    blobs = [STORED, STORED * 9, TEXT]
+    items = [(digest, store.read_frame(digest)) for digest in store.put_many(blobs)]
+    other = pfimg.PfStore.open(tmp_path / "other")
+    views = [memoryview(bytearray(b"before" + frame + b"after"))[6 : 6 + len(frame)] for _, frame in items]
+    with pytest.raises(pfimg.IntegrityError):
+        other.land_frames([(items[0][0], views[1]), (items[1][0], views[0])])
+    assert other.land_frames([(digest, view) for (digest, _), view in zip(items, views, strict=True)]) == 3
+    assert other.get_many([digest for digest, _ in items]) == blobs
+    assert [other.read_frame(digest) for digest, _ in items] == [frame for _, frame in items]
+
+
 def test_files_are_imported(store: pfimg.PfStore, tmp_path: Path) -> None:
     digests = store.put_many([STORED, TEXT])
     items = [(digest, store.blob_path(digest) or "") for digest in digests]

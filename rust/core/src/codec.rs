@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::limits;
 
 use float::Width;
-pub use form::Form;
+pub use form::{Form, Framed};
 pub use stored::{Found, read_stored, stored_len, write_stored};
 use stored::{SINGLE_SEGMENT_BYTES, WINDOW_LOG};
 

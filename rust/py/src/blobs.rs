@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pfimg_core::codec::{self, Encoding};
+use pfimg_core::codec::{self, Encoding, Framed};
 use pfimg_core::store::{BlobReader, TASK_BLOBS};
 use pfimg_core::{BlobStore, Digest, DirStore, Error, Monitor, limits, pool};
 use pyo3::prelude::*;
@@ -167,14 +167,14 @@ impl Blobs {
     }
 
     /// Stores frames that came from elsewhere; returns how many were new.
-    pub fn land(&self, items: &[(Digest, &[u8])], monitor: &Monitor) -> pfimg_core::Result<u64> {
+    pub fn land(&self, items: &[(Digest, Framed<'_>)], monitor: &Monitor) -> pfimg_core::Result<u64> {
         match self {
             Self::Directory(store) => store.land_frames(items, monitor),
             Self::Elsewhere(store) => {
                 let mut new = 0;
                 for (index, (digest, frame)) in items.iter().enumerate() {
                     new += u64::from(land(store.as_ref(), digest, frame).map_err(|error| error.at(index))?);
-                    monitor.advance(1, frame.len() as u64)?;
+                    monitor.advance(1, frame.bytes().len() as u64)?;
                 }
                 Ok(new)
             }
@@ -200,7 +200,7 @@ impl Blobs {
     }
 }
 
-fn land(store: &dyn BlobStore, digest: &Digest, frame: &[u8]) -> pfimg_core::Result<bool> {
+fn land(store: &dyn BlobStore, digest: &Digest, frame: &Framed<'_>) -> pfimg_core::Result<bool> {
     let content = frames::decode(frame, Some(digest))?;
     if store.has(digest)? {
         return Ok(false);
@@ -222,7 +222,7 @@ fn import(store: &dyn BlobStore, digest: &Digest, path: &PathBuf) -> pfimg_core:
         return Err(Error::Limit { what: format!("blob {digest}"), name: "BLOB_IN_MEMORY_BYTES", limit: limits::BLOB_IN_MEMORY_BYTES });
     }
     let frame = std::fs::read(path).map_err(Error::io("read", path))?;
-    land(store, digest, &frame)?;
+    land(store, digest, &Framed::of(&frame))?;
     Ok(Some(len))
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use pfimg_core::codec::{DecodeError, Encoding, Form};
+use pfimg_core::codec::{DecodeError, Encoding, Framed};
 use pfimg_core::{Digest, Error, digest, limits};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -32,13 +32,13 @@ pub fn encode_frame<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, codec: &str,
 pub fn decode_frame<'py>(py: Python<'py>, frame: &Bound<'py, PyAny>, expect: Option<PyDigest>) -> Result<Bound<'py, PyBytes>> {
     let frame = constant(frame, "frame")?;
     let bytes = frame.as_bytes();
-    let content = py.detach(|| decode(bytes, expect.map(|digest| digest.0).as_ref()))?;
+    let content = py.detach(|| decode(&Framed::of(bytes), expect.map(|digest| digest.0).as_ref()))?;
     Ok(PyBytes::new(py, &content))
 }
 
 /// The content of frames, checked against its digest if one is given.
-pub fn decode(frame: &[u8], expect: Option<&Digest>) -> pfimg_core::Result<Vec<u8>> {
-    let content = Form::of(frame).decode(frame, limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
+pub fn decode(frame: &Framed<'_>, expect: Option<&Digest>) -> pfimg_core::Result<Vec<u8>> {
+    let content = frame.decode(limits::BLOB_IN_MEMORY_BYTES).map_err(refused)?;
     if let Some(expect) = expect {
         digest::kernel()?;
         let found = digest::hash(expect.algorithm(), &content);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pfimg_core::capture::{self, CaptureOptions};
-use pfimg_core::codec::{Codec, Encoding};
+use pfimg_core::codec::{Codec, Encoding, Framed};
 use pfimg_core::restore::{self, RestoreOptions};
 use pfimg_core::store::{GRACE, Options};
 use pfimg_core::walk::{self, Selection};
@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 use crate::blobs::{Blobs, OnMiss, blob_store};
-use crate::buffers::{Batch, Buffer, Targets, constant};
+use crate::buffers::{Batch, Buffer, Targets};
 use crate::digests::{self, PyDigest, names};
 use crate::documents::image::PyManifest;
 use crate::documents::pages::{CacheMeta, LogicalSeq, PyPageManifest};
@@ -392,9 +392,17 @@ impl Store {
 
     /// Verifies frames, each with its digest, and stores them as they came; returns how many were new. An error carries `.index`.
     fn land_frames(&self, py: Python<'_>, items: Vec<(PyDigest, Bound<'_, PyAny>)>) -> Result<u64> {
-        let frames: Vec<_> = items.iter().map(|(digest, frame)| Ok((digest.0, constant(frame, "frame")?))).collect::<PyResult<_>>()?;
-        let frames: Vec<(Digest, &[u8])> = frames.iter().map(|(digest, frame)| (*digest, frame.as_bytes())).collect();
-        work::run(py, None, |monitor| self.blobs.land(&frames, monitor))
+        let buffers: Vec<Buffer> = items.iter().map(|(_, frame)| Buffer::of(frame, "frame")).collect::<PyResult<_>>()?;
+        let looked: Vec<Framed<'_>> = buffers.iter().map(|buffer| Framed::of(buffer.bytes())).collect();
+        // What has to be decoded must not change meanwhile, even if Python code breaks the rule.
+        let copy = |((_, object), frame): (&(_, Bound<'_, PyAny>), &Framed<'_>)| {
+            let is_constant = frame.blocks().is_some() || object.is_exact_instance_of::<PyBytes>();
+            (!is_constant).then(|| frame.bytes().to_vec())
+        };
+        let copies: Vec<Option<Vec<u8>>> = items.iter().zip(&looked).map(copy).collect();
+        let frames = looked.into_iter().zip(&copies).map(|(frame, copy)| copy.as_deref().map_or(frame, Framed::of));
+        let items: Vec<(Digest, Framed<'_>)> = items.iter().map(|(digest, _)| digest.0).zip(frames).collect();
+        work::run(py, None, |monitor| self.blobs.land(&items, monitor))
     }
 
     /// The same for frames in files, each with its digest; returns how many were new, and the bytes of the frames that were read.

@@ -1,7 +1,7 @@
 //! Stored frames as they are, for transfers: what is sent is what is stored, after it was verified.
 //!
-//! A task verifies a few frames together, so that their contents fill the lanes of a kernel. The content of a stored frame of one block is
-//! hashed where it lies in the frame; others are decoded into memory that the thread keeps.
+//! A task verifies a few frames together, so that their contents fill the lanes of a kernel. The content of a stored frame is hashed
+//! where it lies in the frame; others are decoded into memory that the thread keeps.
 
 use std::cell::RefCell;
 use std::io::IoSliceMut;
@@ -14,7 +14,7 @@ use super::BlobStore;
 use super::dir::DirStore;
 use super::put::{Batch, TASK_BLOBS};
 use super::read::{BlobReader, StreamError, hash_content, streamed_too_large, too_large, undecodable};
-use crate::codec::{self, DecodeError, Form};
+use crate::codec::{self, DecodeError, Form, Framed};
 use crate::digest::{self, Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::io::Cached;
@@ -111,8 +111,9 @@ impl DirStore {
                 Err(error) => failed.push((index, error)),
             }
         }
-        let frames: Vec<(Form, &[u8])> = read.iter().map(|(_, reader, frame)| (reader.form, *frame)).collect();
-        for ((index, reader, frame), found) in read.iter().zip(frame_digests(&frames, self.algorithm())) {
+        let frames: Vec<Framed<'_>> = read.iter().map(|(_, reader, frame)| Framed::in_form(reader.form, frame)).collect();
+        let digests = frame_digests(&frames.iter().collect::<Vec<_>>(), self.algorithm());
+        for ((index, reader, frame), found) in read.iter().zip(digests) {
             let accepted = reader.accept_frame(found).and_then(|()| monitor.advance(1, frame.len() as u64));
             failed.extend(accepted.err().map(|error| (*index, error)));
         }
@@ -171,8 +172,10 @@ impl BlobReader<'_> {
 
 /// A content that is about to be hashed.
 enum Content<'a> {
-    /// In memory, in pieces that can be hashed together.
-    Plain(Vec<&'a [u8]>),
+    /// Of a stored frame, where it lies in that.
+    Stored(&'a [&'a [u8]]),
+    /// Decoded.
+    Decoded([&'a [u8]; 1]),
     /// To be decoded, to so many bytes.
     Coded(usize),
     /// Too long for that, or of a length that its frame does not tell.
@@ -181,15 +184,22 @@ enum Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    fn of(form: Form, frame: &'a [u8]) -> Self {
-        if form == Form::Zstd
-            && let Some(blocks) = codec::stored_blocks(frame)
-        {
-            return Self::Plain(blocks);
+    fn of(frame: &'a Framed<'_>) -> Self {
+        if let Some(blocks) = frame.blocks() {
+            return Self::Stored(blocks);
         }
-        match form.content_len(frame) {
+        match frame.form().content_len(frame.bytes()) {
             Ok(len) => len.and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= DECODED_BYTES).map_or(Self::Streamed, Self::Coded),
             Err(error) => Self::Failed(error.into()),
+        }
+    }
+
+    /// Its pieces, where it is in memory.
+    fn pieces(&self) -> Option<&[&[u8]]> {
+        match self {
+            Self::Stored(blocks) => Some(blocks),
+            Self::Decoded(content) => Some(content),
+            _ => None,
         }
     }
 
@@ -209,7 +219,7 @@ impl From<DecodeError> for StreamError {
 }
 
 /// The digests of the contents of frames in memory, hashed together.
-pub(super) fn frame_digests(frames: &[(Form, &[u8])], algorithm: Algorithm) -> Vec<Result<Digest, StreamError>> {
+pub(super) fn frame_digests(frames: &[&Framed<'_>], algorithm: Algorithm) -> Vec<Result<Digest, StreamError>> {
     thread_local!(static DECODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
     let mut digests = Vec::with_capacity(frames.len());
     DECODED.with_borrow_mut(|memory| {
@@ -221,7 +231,7 @@ pub(super) fn frame_digests(frames: &[(Form, &[u8])], algorithm: Algorithm) -> V
 }
 
 /// The same for at least the first of them, and as many as can be decoded into `memory` together.
-fn first_digests(frames: &[(Form, &[u8])], algorithm: Algorithm, memory: &mut Vec<u8>) -> Vec<Result<Digest, StreamError>> {
+fn first_digests(frames: &[&Framed<'_>], algorithm: Algorithm, memory: &mut Vec<u8>) -> Vec<Result<Digest, StreamError>> {
     if memory.is_empty() {
         // Takes no memory before it is filled.
         *memory = vec![0; DECODED_BYTES];
@@ -231,25 +241,24 @@ fn first_digests(frames: &[(Form, &[u8])], algorithm: Algorithm, memory: &mut Ve
         bytes += content.coded();
         bytes <= DECODED_BYTES
     };
-    let mut contents: Vec<Content<'_>> = frames.iter().map(|(form, frame)| Content::of(*form, frame)).take_while(fits).collect();
+    let mut contents: Vec<Content<'_>> = frames.iter().map(|frame| Content::of(frame)).take_while(fits).collect();
     let mut free = &mut memory[..];
-    for (content, (form, frame)) in contents.iter_mut().zip(frames) {
+    for (content, frame) in contents.iter_mut().zip(frames) {
         if let Content::Coded(len) = *content {
             let (out, rest) = mem::take(&mut free).split_at_mut(len);
             free = rest;
-            *content = match form.decode_into(frame, out) {
-                Ok(()) => Content::Plain(vec![out]),
+            *content = match frame.form().decode_into(frame.bytes(), out) {
+                Ok(()) => Content::Decoded([out]),
                 Err(error) => Content::Failed(error.into()),
             };
         }
     }
-    let plain: Vec<&[&[u8]]> =
-        contents.iter().filter_map(|content| if let Content::Plain(pieces) = content { Some(&**pieces) } else { None }).collect();
-    let mut hashed = digest::hash_pieces(algorithm, &plain).into_iter();
-    let settle = |(content, (form, frame)): (Content<'_>, &(Form, &[u8]))| match content {
-        Content::Plain(_) => Ok(hashed.next().expect("one for each")),
+    let pieces: Vec<&[&[u8]]> = contents.iter().filter_map(Content::pieces).collect();
+    let mut hashed = digest::hash_pieces(algorithm, &pieces).into_iter();
+    let settle = |(content, frame): (Content<'_>, &&Framed<'_>)| match content {
+        Content::Stored(_) | Content::Decoded(_) => Ok(hashed.next().expect("one for each")),
         Content::Failed(error) => Err(error),
-        Content::Coded(_) | Content::Streamed => hash_content(*form, *frame, algorithm, &mut |_| Ok(())).map(|(digest, _)| digest),
+        Content::Coded(_) | Content::Streamed => hash_content(frame.form(), frame.bytes(), algorithm, &mut |_| Ok(())).map(|(digest, _)| digest),
     };
     contents.into_iter().zip(frames).map(settle).collect()
 }

@@ -17,7 +17,7 @@ use super::dir::DirStore;
 use super::frames::frame_digests;
 use super::put::{Batch, Put, TASK_BLOBS};
 use super::read::{StreamError, hash_content, streamed_too_large, undecodable};
-use crate::codec::{self, Form, float};
+use crate::codec::{self, Form, Framed, float};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::io;
@@ -38,11 +38,11 @@ impl DirStore {
     ///
     /// # Errors
     /// [`Error::Integrity`], at its index, for a frame that does not decode to its digest; it is not stored.
-    pub fn land_frames(&self, items: &[(Digest, &[u8])], monitor: &Monitor) -> Result<u64> {
+    pub fn land_frames(&self, items: &[(Digest, Framed<'_>)], monitor: &Monitor) -> Result<u64> {
         monitor.expect(items.len() as u64);
         let batch = Batch::new(self, items.len());
         let share = pool::share(items.len(), TASK_BLOBS);
-        let task = |(task, items): (usize, &[(Digest, &[u8])])| self.land_few(&batch, task * share, items, monitor);
+        let task = |(task, items): (usize, &[(Digest, Framed<'_>)])| self.land_few(&batch, task * share, items, monitor);
         pool::install(|| {
             let landed: Vec<Vec<Landed<'_>>> = items.par_chunks(share).enumerate().map(task).collect::<Result<_>>()?;
             finish(&batch, landed)
@@ -50,16 +50,16 @@ impl DirStore {
     }
 
     /// Lands what one task takes; the first is item `first`.
-    fn land_few<'b>(&self, batch: &'b Batch<'_>, first: usize, items: &[(Digest, &[u8])], monitor: &Monitor) -> Result<Vec<Landed<'b>>> {
+    fn land_few<'b>(&self, batch: &'b Batch<'_>, first: usize, items: &[(Digest, Framed<'_>)], monitor: &Monitor) -> Result<Vec<Landed<'b>>> {
         monitor.check()?;
         self.verify_foreign(items, |index, error| error.at(first + index))?;
-        let land = |(index, (digest, frame)): (usize, &(Digest, &[u8]))| {
+        let land = |(index, (digest, frame)): (usize, &(Digest, Framed<'_>))| {
             let land = || {
                 let put = match batch.find(digest)? {
                     Some(form) => Put::Found(form),
                     None => write_frame(batch, digest, frame)?,
                 };
-                monitor.advance(1, frame.len() as u64)?;
+                monitor.advance(1, frame.bytes().len() as u64)?;
                 Ok((matches!(put, Put::Written(..)), batch.settle(digest, put)?))
             };
             land().map_err(|error: Error| error.at(first + index))
@@ -68,8 +68,8 @@ impl DirStore {
     }
 
     /// Checks frames that came from elsewhere against their names, together; `tell` completes the error of an item.
-    fn verify_foreign(&self, items: &[(Digest, &[u8])], tell: impl Fn(usize, Error) -> Error) -> Result<()> {
-        let frames: Vec<(Form, &[u8])> = items.iter().map(|(_, frame)| (Form::of(frame), *frame)).collect();
+    fn verify_foreign(&self, items: &[(Digest, Framed<'_>)], tell: impl Fn(usize, Error) -> Error) -> Result<()> {
+        let frames: Vec<&Framed<'_>> = items.iter().map(|(_, frame)| frame).collect();
         let found = frame_digests(&frames, self.algorithm());
         items.iter().zip(found).enumerate().try_for_each(|(index, ((digest, _), found))| {
             let found = self.check_algorithm(digest).and_then(|()| found.map_err(|error| foreign(digest, error)));
@@ -158,15 +158,16 @@ impl<'b> Import<'_, 'b> {
 
     /// Verifies the frames that are held, and writes them.
     fn write(&self, held: &[(usize, Range<usize>)], memory: &[u8], landed: &mut Vec<Landed<'b>>) -> Result<()> {
-        let frames: Vec<(Digest, &[u8])> = held.iter().map(|(index, range)| (self.items[*index].0, &memory[range.clone()])).collect();
+        let frames: Vec<(Digest, Framed<'_>)> =
+            held.iter().map(|(index, range)| (self.items[*index].0, Framed::of(&memory[range.clone()]))).collect();
         self.store.verify_foreign(&frames, |at, error| {
             let index = held[at].0;
             located(error, &self.items[index].1).at(self.first + index)
         })?;
         for ((index, _), (digest, frame)) in held.iter().zip(frames) {
-            let put = write_frame(self.batch, &digest, frame).and_then(|put| self.batch.settle(&digest, put));
+            let put = write_frame(self.batch, &digest, &frame).and_then(|put| self.batch.settle(&digest, put));
             landed.push((true, put.map_err(|error| error.at(self.first + index))?));
-            self.monitor.advance(1, frame.len() as u64)?;
+            self.monitor.advance(1, frame.bytes().len() as u64)?;
         }
         Ok(())
     }
@@ -180,8 +181,9 @@ impl<'b> Import<'_, 'b> {
             let mut frame = Vec::new();
             let mut file = file.take(codec::stored_len(float::MAX_CONTENT));
             file.read_to_end(&mut frame).map_err(Error::io("read", path))?;
-            self.store.verify_foreign(&[(*digest, &frame)], |_, error| located(error, path))?;
-            return write_frame(self.batch, digest, &frame);
+            let item = (*digest, Framed::of(&frame));
+            self.store.verify_foreign(std::slice::from_ref(&item), |_, error| located(error, path))?;
+            return write_frame(self.batch, digest, &item.1);
         }
         let (temporary, mut copy) = self.batch.create(digest, form)?;
         let tee = Tee { from: file, to: &mut copy, failed: None };
@@ -212,13 +214,13 @@ fn open(digest: &Digest, path: &Path) -> Result<(File, u64)> {
 }
 
 /// Writes a frame that has been verified.
-fn write_frame<'b>(batch: &'b Batch<'_>, digest: &Digest, frame: &[u8]) -> Result<Put<'b>> {
-    let form = Form::of(frame);
+fn write_frame<'b>(batch: &'b Batch<'_>, digest: &Digest, frame: &Framed<'_>) -> Result<Put<'b>> {
+    let form = frame.form();
     if form == Form::Float && !batch.writes_floats() {
-        let content = form.decode(frame, float::MAX_CONTENT).map_err(|error| foreign(digest, error.into()))?;
+        let content = frame.decode(float::MAX_CONTENT).map_err(|error| foreign(digest, error.into()))?;
         return batch.write_content(digest, &content);
     }
-    batch.write(digest, form, |mut file| file.write_all(frame))
+    batch.write(digest, form, |mut file| file.write_all(frame.bytes()))
 }
 
 fn finish(batch: &Batch<'_>, tasks: Vec<Vec<Landed<'_>>>) -> Result<u64> {

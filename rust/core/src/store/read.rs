@@ -13,7 +13,7 @@ use super::dir::DirStore;
 use super::frames::frame_digests;
 use super::put::{Batch, TASK_BLOBS};
 use super::{BlobStore, wrong_length};
-use crate::codec::{self, DecodeError, Form, Found, float};
+use crate::codec::{self, DecodeError, Form, Found, Framed, float};
 use crate::digest::{self, Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::io::Cached;
@@ -276,7 +276,7 @@ impl BlobReader<'_> {
     pub fn read_frame(mut self) -> Result<Vec<u8>> {
         let mut frame = Vec::new();
         self.frame(&mut frame)?;
-        let found = frame_digests(&[(self.form, &frame)], self.digest.algorithm()).remove(0);
+        let found = frame_digests(&[&Framed::in_form(self.form, &frame)], self.digest.algorithm()).remove(0);
         self.accept_frame(found).map(|()| frame)
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::codec::{Codec, Encoding, Form};
+use crate::codec::{Codec, Encoding, Form, Framed};
 use crate::layout;
 
 fn options(codec: Codec, durability: Durability) -> Options {
@@ -223,8 +223,8 @@ fn frames_land_as_they_came_and_lies_do_not() {
     let samples = samples();
     let digests: Vec<Digest> = samples.iter().map(|sample| source.put(sample).unwrap()).collect();
     let frames: Vec<Vec<u8>> = digests.iter().map(|digest| source.read_frame(digest).unwrap()).collect();
-    let items: Vec<(Digest, &[u8])> = digests.iter().copied().zip(frames.iter().map(Vec::as_slice)).collect();
-    assert_eq!(store.land_frames(&items[..2], &Monitor::new()).unwrap(), 2);
+    let item = |index: usize| (digests[index], Framed::of(&frames[index]));
+    assert_eq!(store.land_frames(&[item(0), item(1)], &Monitor::new()).unwrap(), 2);
     let files: Vec<(Digest, PathBuf)> = digests.iter().map(|digest| (*digest, source.blob_path(digest))).collect();
     let monitor = Monitor::new();
     let (fresh, bytes) = store.import_files(&files, &monitor).unwrap();
@@ -235,7 +235,7 @@ fn frames_land_as_they_came_and_lies_do_not() {
     assert_eq!(store.import_files(&files, &monitor).unwrap(), (0, 0));
 
     let lie = digest::hash(Algorithm::Sha256, b"something else");
-    let error = store.land_frames(&[items[0], (lie, items[1].1)], &Monitor::new()).unwrap_err();
+    let error = store.land_frames(&[item(0), (lie, item(1).1)], &Monitor::new()).unwrap_err();
     assert!(matches!(&error, Error::At { index: 1, .. }) && error.code() == "integrity", "{error}");
     let error = store.import_files(&[(lie, files[1].1.clone())], &monitor).unwrap_err();
     assert!(error.code() == "integrity" && error.to_string().contains(&lie.to_string()), "{error}");
@@ -327,7 +327,7 @@ fn a_cancelled_call_stops() {
     assert_eq!(store.frame_lens(&[digest]).unwrap(), [frame.len()]);
     assert!(matches!(store.read_frames(vec![(digest, || frame)], &monitor)[..], [(0, Error::Cancelled)]));
     assert!(matches!(store.check_blob(&digest, &monitor), Err(Error::Cancelled)));
-    assert!(matches!(store.land_frames(&[(digest, b"")], &monitor), Err(Error::Cancelled)));
+    assert!(matches!(store.land_frames(&[(digest, Framed::of(b""))], &monitor), Err(Error::Cancelled)));
     assert!(matches!(store.import_files(&[(digest, store.blob_path(&digest))], &monitor), Err(Error::Cancelled)));
 }
 

@@ -142,7 +142,7 @@ fn nothing_is_written_that_is_not_described() {
     let content = page(5000, 1);
     assert_eq!(store.put(&content).unwrap_err().code(), "io");
     let frame = float::encode(&content, Width::Two).unwrap();
-    assert_eq!(store.land_frames(&[(digest::hash(Algorithm::Sha256, &content), &frame)], &Monitor::new()).unwrap_err().code(), "io");
+    assert_eq!(store.land_frames(&[(digest::hash(Algorithm::Sha256, &content), Framed::of(&frame))], &Monitor::new()).unwrap_err().code(), "io");
     assert_eq!(endings(root.path()), (0, 0));
 }
 
@@ -188,7 +188,7 @@ fn float_frames_land_as_they_came_where_such_are_written_and_lies_do_not() {
     let digests: Vec<Digest> = contents.iter().map(|content| source.put(content).unwrap()).collect();
     let frame = source.read_frame(&digests[0]).unwrap();
     let store = floats(here.path());
-    assert_eq!(store.land_frames(&[(digests[0], &frame)], &Monitor::new()).unwrap(), 1);
+    assert_eq!(store.land_frames(&[(digests[0], Framed::of(&frame))], &Monitor::new()).unwrap(), 1);
     assert_eq!(description(here.path()).as_deref(), Some(DESCRIPTION));
     let files: Vec<(Digest, PathBuf)> = digests.iter().map(|digest| (*digest, source.find_path(digest).unwrap().unwrap())).collect();
     assert!(fs::metadata(&files[2].1).unwrap().len() > 16 << 20);
@@ -202,7 +202,7 @@ fn float_frames_land_as_they_came_where_such_are_written_and_lies_do_not() {
     // Elsewhere they are encoded anew.
     let plain = tempfile::tempdir().unwrap();
     let store = open(plain.path());
-    assert_eq!(store.land_frames(&[(digests[0], &frame)], &Monitor::new()).unwrap(), 1);
+    assert_eq!(store.land_frames(&[(digests[0], Framed::of(&frame))], &Monitor::new()).unwrap(), 1);
     assert_eq!(store.import_files(&files, &Monitor::new()).unwrap().0, 2);
     for (digest, content) in digests.iter().zip(&contents) {
         assert_eq!(store.read_frame(digest).unwrap(), Encoding::new(Codec::Auto, 1).unwrap().encode(content).into_vec());
@@ -218,8 +218,8 @@ fn float_frames_land_as_they_came_where_such_are_written_and_lies_do_not() {
         fs::write(&file, &bad).unwrap();
         let error = store.import_files(&[(*digest, file)], &Monitor::new()).unwrap_err();
         assert!(error.code() == "integrity" && error.to_string().contains(&digest.to_string()), "{error}");
-        assert_eq!(store.land_frames(&[(*digest, &bad)], &Monitor::new()).unwrap_err().code(), "integrity");
-        assert_eq!(store.land_frames(&[(*digest, &bad[..at])], &Monitor::new()).unwrap_err().code(), "integrity");
+        assert_eq!(store.land_frames(&[(*digest, Framed::of(&bad))], &Monitor::new()).unwrap_err().code(), "integrity");
+        assert_eq!(store.land_frames(&[(*digest, Framed::of(&bad[..at]))], &Monitor::new()).unwrap_err().code(), "integrity");
     }
     assert_eq!(endings(empty.path()), (0, 0));
 }
@@ -237,7 +237,7 @@ fn every_flipped_byte_of_a_frame_is_found() {
         bad[at] ^= 1 << (at % 8);
         fs::write(&path, &bad).unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
-        let landed = open(elsewhere.path()).land_frames(&[(digest, &bad)], &Monitor::new());
+        let landed = open(elsewhere.path()).land_frames(&[(digest, Framed::of(&bad))], &Monitor::new());
         let read = match at % 4 {
             0 => store.get(&digest),
             1 => store.read_frame(&digest).map(|_| content.clone()),
@@ -303,7 +303,7 @@ fn the_published_format_alone_neither_sees_nor_writes_float_frames() {
     assert!(!published.has(&digest).unwrap());
     assert_eq!(published.get(&digest).unwrap_err().code(), "blob_not_found");
     let frame = store.read_frame(&digest).unwrap();
-    assert_eq!(published.land_frames(&[(digest, &frame)], &Monitor::new()).unwrap(), 1);
+    assert_eq!(published.land_frames(&[(digest, Framed::of(&frame))], &Monitor::new()).unwrap(), 1);
     assert_eq!(published.put_floats(&[&content], Width::Two, &Monitor::new()).unwrap(), [digest]);
     published.put(&other).unwrap();
     assert_eq!(endings(root.path()), (2, 1));
