@@ -15,6 +15,7 @@ from tests.servers.proxy import Proxy, answer, lost, proxy, respond
 
 import pfimg
 from pfimg.keys import SigningKey, read_keys
+from pfimg.registries.oci.transport import OciTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +50,20 @@ def subject_of(place: OciPlace) -> str:
     content = place.repository.manifest(place.tag)
     assert content is not None
     return digest_of(content)
+
+
+def entered_by_others(place: OciPlace) -> dict[str, Any]:
+    """An entry of an index for something that is not ours."""
+    config = {"mediaType": "x/y", **place.repository.put(b"x")}
+    theirs = place.repository.put_manifest("theirs", {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []})
+    return {"mediaType": MANIFEST, "digest": theirs, "size": len(place.repository.manifest(theirs) or b"")}
+
+
+def listed(peer: Peer, forward: Callable[[], Response]) -> None:
+    """As a registry answers that lists a referrer by itself."""
+    response = forward()
+    response.headers["OCI-Subject"] = json.loads(peer.asked.body)["subject"]["digest"]
+    respond(peer, response)
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "cosign"])
@@ -106,12 +121,7 @@ def test_what_others_have_entered_stays(place: OciPlace, store: pfimg.PfStore, i
     pfimg.push(store, image, place.ref, sign=KEYS["ed25519"])
     subject = subject_of(place)
     tag, (ours,) = index(place, subject)
-    config = {"mediaType": "x/y", **place.repository.put(b"x")}
-    theirs = place.repository.put_manifest(
-        "theirs",
-        {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []},
-    )
-    entry = {"mediaType": MANIFEST, "digest": theirs, "size": len(place.repository.manifest(theirs) or b"")}
+    entry = entered_by_others(place)
     place.repository.put_manifest(tag, {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
     pfimg.push(store, image, place.ref, sign=KEYS["ed25519"])
     assert index(place, subject)[1] == [entry, ours]
@@ -167,14 +177,114 @@ def between(distribution: OciServer) -> Iterator[Proxy]:
 REFERRER = "/manifests/sha256:"
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["single", "packed"])
+def test_it_goes_with_the_last_tag_of_the_image(
+    distribution: OciServer, store: pfimg.PfStore, image: str, make_image: Callable[..., str], *, packed: bool
+) -> None:
+    place = (PackedOciPlace if packed else OciPlace)(distribution)
+    refs = [place.ref, f"{place.ref}:again", f"{place.ref}:other"]
+    for ref, content in zip(refs, [image, image, make_image(1)], strict=True):
+        pfimg.push(store, content, ref, sign=KEYS["ed25519"], layout="packed" if packed else "auto")
+    subject = subject_of(place)
+    tag, (entry,) = index(place, subject)
+    pfimg.remove_image(refs[0])
+    assert index(place, subject) == (tag, [entry])
+    assert place.repository.manifest(entry["digest"]) is not None
+    pfimg.remove_image(refs[1])
+    assert index(place, subject) == (tag, [])
+    assert place.repository.manifest(entry["digest"]) is None
+    # That of another image is nobody's business.
+    other = digest_of(place.repository.manifest("other") or b"")
+    assert len(index(place, other)[1]) == 1
+    assert sorted(place.repository.tags()) == sorted(["other", other.replace(":", "-")])
+
+
+def test_what_others_have_entered_outlives_the_image(place: OciPlace, store: pfimg.PfStore, image: str) -> None:
+    pfimg.push(store, image, place.ref, sign=KEYS["cosign"])
+    subject = subject_of(place)
+    tag, (ours,) = index(place, subject)
+    theirs = entered_by_others(place)
+    place.repository.put_manifest(tag, {"schemaVersion": 2, "mediaType": INDEX, "manifests": [theirs, ours]})
+    pfimg.remove_image(place.ref)
+    assert index(place, subject) == (tag, [theirs])
+    assert place.repository.manifest(ours["digest"]) is None
+    assert place.repository.manifest(theirs["digest"]) is not None
+
+
+def test_it_goes_where_a_registry_lists_referrers_itself(
+    between: Proxy, place: OciPlace, store: pfimg.PfStore, image: str
+) -> None:
+    between.on("PUT", REFERRER, listed)
+    ref = f"oci://{between.registry}/{place.repository.name}"
+    pfimg.push(store, image, ref, sign=KEYS["ed25519"])
+    (asked,) = [asked for asked in between.asked if asked.method == "PUT" and REFERRER in asked.path]
+    pfimg.remove_image(ref)
+    assert place.repository.manifest(digest_of(asked.body)) is None
+    assert place.repository.tags() == []
+
+
+def test_it_goes_by_a_token_that_may_remove(
+    distribution_token: OciServer, store: pfimg.PfStore, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCI_USERNAME", distribution_token.user)
+    monkeypatch.setenv("OCI_PASSWORD", distribution_token.password)
+    name = distribution_token.repository()
+    ref = f"oci://{distribution_token.registry}/{name}"
+    pfimg.push(store, image, ref, sign=KEYS["ed25519"])
+    transport = OciTransport(pfimg.OciRef(distribution_token.host, name, distribution_token.port))
+    assert len(list(transport.repository.tags())) == 2
+    pfimg.remove_image(ref)
+    assert list(transport.repository.tags()) == []
+
+
+@pytest.mark.parametrize("status", [403, 405])
+def test_a_registry_that_does_not_let_it_go_is_warned_of(
+    between: Proxy, place: OciPlace, store: pfimg.PfStore, image: str, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    ref = f"oci://{between.registry}/{place.repository.name}"
+    pfimg.push(store, image, ref, sign=KEYS["ed25519"])
+    subject = subject_of(place)
+    tag, (entry,) = index(place, subject)
+    between.always("DELETE", REFERRER, answer(status))
+    with caplog.at_level(logging.WARNING, "pfimg"):
+        pfimg.remove_image(ref)
+    assert f"{ref} is removed, but its signature {entry['digest']} may still be listed" in caplog.text
+    assert place.repository.tags() == [tag]
+
+
+def test_of_a_registry_that_does_not_tell_its_tags_nothing_else_is_removed(
+    between: Proxy, place: OciPlace, store: pfimg.PfStore, image: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = f"oci://{between.registry}/{place.repository.name}"
+    pfimg.push(store, image, ref, sign=KEYS["ed25519"])
+    tag, _ = index(place, subject_of(place))
+    between.always("GET", "/tags/list", answer(403))
+    with caplog.at_level(logging.WARNING, "pfimg"):
+        pfimg.remove_image(ref)
+    assert f"{ref} is removed, but its signature may still be listed" in caplog.text
+    assert place.repository.tags() == [tag]
+
+
+def test_an_image_that_nobody_signed_by_a_pair_is_removed_by_one_request(
+    between: Proxy, place: OciPlace, store: pfimg.PfStore, image: str
+) -> None:
+    ref = f"oci://{between.registry}/{place.repository.name}"
+    pfimg.push(store, image, ref)
+    before = between.count("GET", "/tags/list")
+    pfimg.remove_image(ref)
+    assert (between.count("DELETE", ""), between.count("GET", "/tags/list")) == (1, before)
+
+
+def test_a_tag_of_something_else_is_removed_as_it_is(place: OciPlace) -> None:
+    config = {"mediaType": "x/y", **place.repository.put(b"x")}
+    place.repository.put_manifest(place.tag, {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []})
+    pfimg.remove_image(place.ref)
+    assert place.repository.tags() == []
+
+
 def test_a_registry_that_lists_referrers_needs_no_index(
     between: Proxy, place: OciPlace, store: pfimg.PfStore, image: str
 ) -> None:
-    def listed(peer: Peer, forward: Callable[[], Response]) -> None:
-        response = forward()
-        response.headers["OCI-Subject"] = json.loads(peer.asked.body)["subject"]["digest"]
-        respond(peer, response)
-
     between.on("PUT", REFERRER, listed)
     pfimg.push(store, image, f"oci://{between.registry}/{place.repository.name}", sign=KEYS["ed25519"])
     assert place.repository.tags() == ["latest"]
@@ -201,9 +311,7 @@ def test_lost_answers_do_no_harm(between: Proxy, place: OciPlace, store: pfimg.P
 
 
 def test_whoever_is_forestalled_enters_it_again(between: Proxy, place: OciPlace, store: pfimg.PfStore, image: str) -> None:
-    config = {"mediaType": "x/y", **place.repository.put(b"x")}
-    theirs = place.repository.put_manifest("theirs", {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []})
-    entry = {"mediaType": MANIFEST, "digest": theirs, "size": len(place.repository.manifest(theirs) or b"")}
+    entry = entered_by_others(place)
 
     def overwritten(peer: Peer, forward: Callable[[], Response]) -> None:
         response = forward()

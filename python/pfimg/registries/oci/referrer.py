@@ -8,14 +8,19 @@ https://github.com/sigstore/cosign/blob/main/specs/BUNDLE_SPEC.md
 A registry that knows referrers lists it by itself. For one that does not, it is entered into an index under the tag
 `sha256-<hex of the subject>`, as the distribution specification says.
 
-Limits: nothing here is read by a pull, which goes by the signature in the image. Two that enter something into one index at the
-same moment may forestall one another; each looks whether its entry is there, and enters it again.
+With the last tag of an image its referrer goes too. Which one that is follows from the signature in the image, so that nothing
+is taken away that others have made.
+
+Limits: nothing here is read by a pull, which goes by the signature in the image. Two that change one index at the same moment
+may forestall one another; each looks whether its change is there, and makes it again. An image that somebody gives another tag
+in the moment in which its last one is removed may lose its referrer, until it is pushed again.
 """
 
 import hashlib
 import json
 import logging
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any, Final
 
 from pfimg.errors import BackendError, FormatError
@@ -48,15 +53,43 @@ def attach(repository: Repository, subject: Stored, signature: bytes, where: str
     if document.public_key is None:
         return
     content = _referrer(stored(bundle(document, document.public_key)), subject)
+    entry = {**_descriptor(MEDIA_TYPE, stored(content)), "artifactType": BUNDLE_TYPE, **_NOTE}
+
+    def entered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return entries if any(known.get("digest") == entry["digest"] for known in entries) else [*entries, entry]
+
     try:
         for small in (EMPTY, bundle(document, document.public_key)):
             repository.upload(stored(small), small)
         if not repository.put_manifest(stored(content).digest, content):
-            _enter(repository, subject, {**_descriptor(MEDIA_TYPE, stored(content)), "artifactType": BUNDLE_TYPE, **_NOTE})
+            _change_index(repository, subject, entered)
     except (BackendError, FormatError) as error:
         if isinstance(error, BackendError) and (error.retryable or error.status is None):
             raise
         _log.warning("%s is published and signed, but its signature is not listed for other tools: %s", where, error)
+
+
+def detach(repository: Repository, subject: Stored, signature: bytes, where: str) -> None:
+    """Takes away what `attach` has published for an image of which no tag is left; what others have entered stays.
+
+    The image is gone already, so that a registry that allows no such thing, or fails, is only warned of.
+
+    Args:
+        repository: Where the image was.
+        subject: Its OCI manifest.
+        signature: The signature that was in the image.
+        where: What this is, for messages.
+    """
+    document = parse(signature)
+    if document.public_key is None:
+        return
+    own = stored(_referrer(stored(bundle(document, document.public_key)), subject))
+    try:
+        # The list first, so that nobody finds something in it that is gone.
+        _change_index(repository, subject, lambda entries: [entry for entry in entries if entry.get("digest") != own.digest])
+        repository.remove_manifest(own.digest)
+    except (BackendError, FormatError) as error:
+        _log.warning("%s is removed, but its signature %s may still be listed for other tools: %s", where, own.digest, error)
 
 
 def bundle(document: Document, public_key: bytes) -> bytes:
@@ -89,19 +122,26 @@ def _referrer(content: Stored, subject: Stored) -> bytes:
     return _to_json(values)
 
 
-def _enter(repository: Repository, subject: Stored, entry: dict[str, object]) -> None:
-    """Enters a referrer into the index that stands in for a list of them; what is there already stays."""
+def _change_index(
+    repository: Repository, subject: Stored, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+) -> None:
+    """Changes the index that stands in for a list of referrers, until it is as it should be; an empty one is removed."""
     tag = subject.digest.replace(":", "-")
     for attempt in range(_ATTEMPTS):
-        entries = _entries(repository.manifest(tag), tag)
-        if any(known.get("digest") == entry["digest"] for known in entries):
+        before = repository.manifest(tag)
+        entries = _entries(before, tag)
+        if (changed := change(entries)) == entries:
             return
         if attempt == _ATTEMPTS - 1:
             break
-        content = _to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*entries, entry]})
+        content = _to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": changed})
         if len(content) > MANIFEST_LIMIT:
             raise FormatError(f"the index {tag} is full")
-        repository.put_manifest(tag, content, INDEX_TYPE)
+        if changed:
+            repository.put_manifest(tag, content, INDEX_TYPE)
+        elif before is not None:
+            # By its digest: one that somebody has put there meanwhile has another.
+            repository.remove_manifest(stored(before).digest)
     raise FormatError(f"others keep writing to the index {tag}")
 
 

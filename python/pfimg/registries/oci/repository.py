@@ -24,7 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from pfimg.errors import BackendError, BlobNotFound, FormatError, IntegrityError
 from pfimg.registries.base import Traffic
 from pfimg.registries.oci.auth import HOW_TO_LOG_IN, Authorization, Scopes
-from pfimg.registries.oci.manifest import MANIFEST_READ_LIMIT, MEDIA_TYPE, Stored
+from pfimg.registries.oci.manifest import MANIFEST_READ_LIMIT, MEDIA_TYPE, Stored, stored
 from pfimg.registries.web import Reply, WebClient
 from pfimg.types import Buffer
 
@@ -101,6 +101,15 @@ class Repository:
             else reply.status == HTTPStatus.OK
         )
 
+    def manifest_digest(self, tag: str) -> str | None:
+        """The digest of the manifest under a tag; None when there is none."""
+        reply = self._call("HEAD", f"manifests/{tag}", {200, 404, 405}, headers={"Accept": _ACCEPT})
+        if reply.status == HTTPStatus.NOT_FOUND:
+            return None
+        told = reply.headers.get("Docker-Content-Digest") if reply.status == HTTPStatus.OK else None
+        content = None if told else self.manifest(tag)
+        return told if content is None else stored(content).digest
+
     def put_manifest(self, reference: str, content: bytes, media_type: str = MEDIA_TYPE) -> bool:
         """Puts a manifest under a tag or its digest.
 
@@ -119,16 +128,17 @@ class Repository:
         return "OCI-Subject" in reply.headers
 
     def remove_manifest(self, reference: str) -> bool:
-        """Takes a tag away; False when it is not there.
+        """Takes a tag away, or by its digest a manifest; False when it is not there.
 
         Raises:
-            BackendError: Among others, with the code `not_offered`, that this registry lets nobody remove tags.
+            BackendError: Among others, with the code `not_offered`, that this registry lets nobody remove such.
         """
         scopes = (f"repository:{self.name}:pull,push,delete",)
         reply = self._call("DELETE", f"manifests/{reference}", {200, 202, 204, 400, 404, 405, 501}, scopes=scopes)
         if reply.status in (400, 405, 501):
             _, text = _errors(reply.content)
-            message = f"{self._registry}/v2/{self.name}: the registry removes no tags: its owner has to allow that"
+            what = "manifests" if ":" in reference else "tags"
+            message = f"{self._registry}/v2/{self.name}: the registry removes no {what}: its owner has to allow that"
             told = f"it answered {reply.status}{f': {text}' if text else ''}"
             raise BackendError(f"{message} ({told})", code="not_offered", status=reply.status)
         return reply.status != HTTPStatus.NOT_FOUND

@@ -8,21 +8,24 @@ counts any more but what it says when it is asked for each.
 
 Limits: a registry replaces a tag unconditionally; a push that expects a certain image looks right before that, and of two that do
 so in the same moment both succeed. Of the other tags at most `OTHER_TAGS` are looked at, those that sort last. What a registry
-mounts is not read on the way.
+mounts is not read on the way. Whoever removes the last tag of an image removes its signature from what refers to it; where the
+repository has more than `LAST_TAGS` other tags that stays.
 """
 
 # ruff: noqa: ARG002 - a transport is for one reference, so that its methods need not look at the one they get
 import hashlib
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from pfimg._core import PackIndex
-from pfimg.errors import BackendError, BadRef, BlobNotFound, FormatError, IntegrityError, LimitExceeded
+from pfimg.errors import BackendError, BadRef, BlobNotFound, FormatError, IntegrityError, LimitExceeded, SignatureError
 from pfimg.registries.base import MANIFEST_BYTES, PACK_INDEX_BYTES, Expectation, Pack, Range, Sink, StoredBlob, Traffic, Transport
 from pfimg.registries.connections import is_loopback
 from pfimg.registries.oci import manifest as documents
@@ -35,11 +38,16 @@ from pfimg.registries.oci.repository import Repository
 from pfimg.registries.refs import AnyRef, OciRef
 from pfimg.registries.web import WebClient
 from pfimg.registries.workers import LARGE_BYTES, Workers
-from pfimg.signing import SIGNATURE_BYTES
+from pfimg.signing import SIGNATURE_BYTES, parse
 from pfimg.types import Buffer, StrPath
+
+_log = logging.getLogger("pfimg")
 
 OTHER_TAGS: Final = 8
 """So many other tags of a repository are looked at for what a push need not send."""
+
+LAST_TAGS: Final = 1000
+"""Of so many tags it is found out whether they stand for an image of which a tag was removed."""
 
 # To ask for so many single blobs is cheaper than to read other manifests.
 _FEW: Final = 16
@@ -179,8 +187,12 @@ class OciTransport:
         if self.ref.digest is not None:
             raise BadRef(f"{self.ref}: what is removed is a tag: leave the digest out")
         self.repository.writing = True
+        # What lists the signature is found by what is in the image, while that can be found.
+        signed = self._signed()
         if not self.repository.remove_manifest(self.ref.tag):
             raise BackendError(f"{self.ref}: there is no such image", status=404)
+        if signed is not None and not self._is_under_a_tag(signed[0].digest):
+            referrer.detach(self.repository, *signed, str(self.ref))
 
     def packs_of_image(self) -> PackIndex | None:
         """See PackTransport."""
@@ -238,11 +250,36 @@ class OciTransport:
         documents.check_count(len(self._wanted), str(self.ref))
         self.repository.writing = True
 
+    def _signed(self) -> tuple[Stored, bytes] | None:
+        """The OCI manifest under the tag and the signature in it, where that is by a pair of keys; nothing else is listed."""
+        content = self.repository.manifest(self.ref.tag)
+        try:
+            image = None if content is None else documents.parse(content, str(self.ref))
+            if content is None or image is None or image.signature is None:
+                return None
+            signature = self.repository.blob(image.signature, SIGNATURE_BYTES, f"the signature of {self.ref}")
+            return None if parse(signature).public_key is None else (stored(content), signature)
+        except (BlobNotFound, FormatError, IntegrityError, LimitExceeded, SignatureError):
+            return None  # something else, or damaged: it can be removed all the same
+
+    def _is_under_a_tag(self, digest: str) -> bool:
+        """Whether a tag still stands for a manifest; also where it would take too many requests to find out, or fails."""
+        why: object = f"the repository has more than {LAST_TAGS:,} tags, any of which may be of the same image"
+        try:
+            tags = list(islice(self._tags(), LAST_TAGS + 1))
+            if len(tags) <= LAST_TAGS:
+                with closing(self._workers.map(self.repository.manifest_digest, tags)) as found:
+                    return any(other == digest for _, other in found)
+        except (BackendError, FormatError) as error:
+            why = error
+        _log.warning("%s is removed, but its signature may still be listed for other tools: %s", self.ref, why)
+        return True
+
     def _lacking(self) -> list[str]:
         return [digest for digest in self._wanted if digest not in self._frames]
 
-    def _tags(self) -> list[str]:
-        return [tag for tag in self.repository.tags() if not _FALLBACK_TAG.fullmatch(tag)]
+    def _tags(self) -> Iterator[str]:
+        return (tag for tag in self.repository.tags() if not _FALLBACK_TAG.fullmatch(tag))
 
     def _images(self) -> Iterator[OciImage]:
         """Images of this repository: that of the reference first, then others, those first that are probably newer."""
