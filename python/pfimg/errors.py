@@ -37,6 +37,8 @@ Example:
 """
 
 # ruff: noqa: N818 - the published names of these classes are older than this linter's rule for them
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import ClassVar
 
@@ -228,3 +230,15 @@ class SignatureError(RegistryError):
     """A signature is missing, wrong, or by nobody who is trusted."""
 
     code = "signature"
+
+
+@contextmanager
+def about(path: str | PathLike[str]) -> Iterator[None]:
+    """Gives system errors the name of the file that they are about: of calls on an open file the system does not tell it."""
+    try:
+        yield
+    except OSError as error:
+        # Ours have no number, and say themselves what they are about.
+        if error.errno is not None and error.filename is None:
+            error.filename = fspath(path)
+        raise

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Final, Literal, TypeAlias
 
 from pfimg import config
-from pfimg.errors import SignatureError
+from pfimg.errors import SignatureError, about
 
 Algorithm: TypeAlias = Literal["hmac-sha256", "ed25519", "ecdsa-p256-sha256"]
 
@@ -257,9 +257,10 @@ def _create(path: Path, content: bytes, mode: int) -> None:
     """Writes a file that must not be there yet."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:  # noqa: PTH123 - of a descriptor
         try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            with about(path):
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:
             path.unlink()
             raise

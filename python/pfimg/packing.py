@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 from pfimg._core import PackIndex
-from pfimg.errors import BlobNotFound
+from pfimg.errors import BlobNotFound, about
 from pfimg.registries.base import Pack, PackTransport, Range, Sink, StoredBlob, Traffic, holding
 from pfimg.registries.refs import AnyRef
 from pfimg.types import Buffer
@@ -117,7 +117,7 @@ class PackedTransport:
         """
         with TemporaryDirectory(prefix="pfimg-") as scratch:
             path = Path(scratch, part.digest.partition(":")[2])
-            with path.open("wb") as file:
+            with about(path), path.open("wb") as file:
                 starts = range(0, part.length, _RANGE_BYTES)
                 for first in range(0, len(starts), _RANGES):
                     some = starts[first : first + _RANGES]

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pfimg import config
-from pfimg.errors import SignatureError
+from pfimg.errors import SignatureError, about
 from pfimg.keys import HMAC, AnyKey, PublicKey, SigningKey, read_keys
 
 SIGNATURE_BYTES: Final = 1 << 20
@@ -260,7 +260,7 @@ class SignedManifest:
         root = Path(directory)
         root.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            with (root / name).open("xb") as file:
+            with about(root / name), (root / name).open("xb") as file:
                 file.write(content)
         return [root / name for name in contents]
 

@@ -190,7 +190,7 @@ class PfStore(Store):
             except (BadRef, UnsupportedScheme):
                 raise
             except (PfimgError, OSError) as error:
-                _log.warning("%s cannot be asked for repairs: %s", source, error)
+                _log.warning("nothing more can be repaired from %s: %s", source, error)
         # The store tells what was healed: a source may have failed after it had healed something.
         healed = set(lost).difference(absent_from(self, lost))
         return healed | {image for image in wanted.intersection(self.markers()) if self._rewrite(image)}

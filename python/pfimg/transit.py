@@ -19,6 +19,7 @@ from tempfile import NamedTemporaryFile
 from typing import Final, Self
 
 from pfimg._core import Store
+from pfimg.errors import about
 from pfimg.registries.base import StoredBlob, Traffic, Transport
 from pfimg.signing import Verdict
 from pfimg.types import Buffer, Progress, ProgressCallback, PullReport, PushReport, StrPath
@@ -174,7 +175,8 @@ class _Made:
         with NamedTemporaryFile(prefix="pfimg-", delete=False) as file:
             self.path = Path(file.name)
             weakref.finalize(self, self.path.unlink, missing_ok=True)
-            file.write(frame)
+            with about(self.path):
+                file.write(frame)
 
     def read(self) -> bytes:
         return self.path.read_bytes()

@@ -1,12 +1,13 @@
-"""Runs a call in a child process, and kills it before one of its system calls, or writes down what they did.
+"""Runs a call in a child process, and kills it before one of its system calls, lets one fail, or writes down what they did.
 
 The child is forked from a process that has imported pfimg and is traced with ptrace (Linux on x86-64 and 64-bit ARM). It runs the
 very binary that users run: nothing is built in for this. A *point* is the moment before a call that writes to, syncs, renames,
 links, makes or removes something below the watched directory, or that sends to or receives from the network; all threads are
-counted together. Killed there, that call does not happen, and all before it have.
+counted together. Killed there, that call does not happen, and all before it have. A call that is to fail does not happen either:
+the system is asked for one that does not exist, and its answer is replaced by the error.
 
 Limits: a process that traces must have no other children, so use `alone`. Changes through mapped memory are not seen, and calls
-that are not modelled (`copy_file_range`, `sendfile`) end a recording with an error.
+that are not modelled (`copy_file_range`, `sendfile`) end a recording with an error. Calls fail on x86-64 only.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ _NUMBERS = {
 SECONDS = int(os.environ.get("PFIMG_FAULT_SECONDS", "100"))
 _NAMES = {number: name for name, number in _NUMBERS.get(platform.machine(), {}).items()}
 
+can_fail = pytest.mark.skipif(platform.machine() != "x86_64", reason="calls are made to fail on x86-64 only")
+
 needs_ptrace = pytest.mark.skipif(
     sys.platform != "linux" or not _NAMES, reason="processes are traced on Linux only, on x86-64 and 64-bit ARM"
 )
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_TRACEME, _SETOPTIONS, _SYSCALL, _GET_SYSCALL_INFO = 0, 0x4200, 24, 0x420E
+_TRACEME, _POKEUSER, _SETOPTIONS, _SYSCALL, _GET_SYSCALL_INFO = 0, 6, 0x4200, 24, 0x420E
+# Where `struct user` of x86-64 has the number of the call, and its result.
+_CALL_AT, _RESULT_AT = 15 * 8, 10 * 8
 # TRACESYSGOOD, TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, EXITKILL
 _OPTIONS = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 20
 _WALL = 0x40000000
@@ -129,7 +134,8 @@ class Run:
         points: Points that it came to, the one at which it was killed included.
         killed: Whether it was killed.
         code: Exit status where it was not; 1 when the call raised.
-        at: The system call before which it was killed, and where that leads.
+        at: The system call before which it was killed, or which failed, and where that leads.
+        calls: All points, each as `at`.
         events: What it did, where that was asked for.
     """
 
@@ -137,6 +143,7 @@ class Run:
     killed: bool = False
     code: int = 0
     at: str = ""
+    calls: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
 
@@ -201,9 +208,14 @@ def run(
     *,
     kill_at: int | None = None,
     number: signal.Signals = signal.SIGKILL,
+    fail_at: int | None = None,
+    error: int = 0,
     record: bool = False,
 ) -> Run:
     """Runs a call in a child, to its end or to the point `kill_at`, counted from 1, where it is sent the signal `number`.
+
+    At the point `fail_at` the system answers with the error of that number instead. Files that are made are points then, and
+    what the network is asked is none.
 
     What the call returns, where that is a number, is the exit status.
     """
@@ -212,7 +224,9 @@ def run(
     child = os.fork()
     if child == 0:
         _be_traced(call)
-    return _Tracer(child, os.path.realpath(watched), kill_at, number, record).follow()
+    tracer = _Tracer(child, os.path.realpath(watched), record)
+    tracer.kill_at, tracer.number, tracer.fail_at, tracer.error = kill_at, number, fail_at, error
+    return tracer.follow()
 
 
 def _be_traced(call: Callable[[], object]) -> None:
@@ -244,11 +258,15 @@ class _Info(ctypes.Structure):
 
 
 class _Tracer:
-    def __init__(self, child: int, watched: str, kill_at: int | None, number: int, record: bool) -> None:
+    def __init__(self, child: int, watched: str, record: bool) -> None:
         self.child = child
         self.watched = watched + "/"
-        self.kill_at = kill_at
-        self.number = number
+        self.kill_at: int | None = None
+        self.number = 0
+        self.fail_at: int | None = None
+        self.error = 0
+        # The thread of which the call under way fails.
+        self.failing: int | None = None
         self.record = record
         self.outcome = Run()
         self.info = _Info()
@@ -291,6 +309,9 @@ class _Tracer:
         if self.info.op == _ENTRY:
             if name := _NAMES.get(self.info.values[0]):
                 self._enters(thread, name, list(self.info.values[1:7]))
+        elif self.info.op == _EXIT and thread == self.failing:
+            self._ptrace(_POKEUSER, thread, _RESULT_AT, ctypes.c_void_p(-self.error))
+            self.failing = None
         elif self.info.op == _EXIT and (begun := self.begun.pop(thread, None)):
             result = ctypes.c_int64(self.info.values[0]).value
             if result >= 0:
@@ -303,14 +324,28 @@ class _Tracer:
             return  # the thread was killed, or the call will fail
         if not leads:
             return
-        if name not in _OPENS and leads != ["stdout"]:
+        if self._is_point(name, leads):
             self.outcome.points += 1
+            self.outcome.calls.append(f"{name} {' '.join(leads)}")
             if self.outcome.points == self.kill_at:
-                self.outcome.at = f"{name} {' '.join(leads)}"
+                self.outcome.at = self.outcome.calls[-1]
                 os.kill(self.child, self.number)
+                return
+            if self.outcome.points == self.fail_at:
+                self.outcome.at = self.outcome.calls[-1]
+                self._ptrace(_POKEUSER, thread, _CALL_AT, ctypes.c_void_p(-1))
+                self.failing = thread
                 return
         if self.record:
             self.begun[thread] = name, args, leads
+
+    def _is_point(self, name: str, leads: list[str]) -> bool:
+        if self.fail_at is None:
+            return name not in _OPENS and leads != ["stdout"]
+        # What is made already, or is not there to be changed, fails anyway.
+        if name.startswith(("mkdir", "unlink", "rmdir", "rename")) and name.startswith("mkdir") == os.path.lexists(leads[0]):
+            return False
+        return leads[0] not in ("stdout", "network") and (name not in _OPENS or leads[1] == "create")
 
     def _leads(self, thread: int, name: str, args: list[int]) -> list[str]:
         """The paths that a call changes; none where it is of no interest."""
@@ -325,7 +360,7 @@ class _Tracer:
             new = "create" if not os.path.lexists(path) else "open"
             return [path, new] if self._is_watched(path) else []
         if name in _BY_FILE:
-            target = self._file(thread, args[0])
+            target = self._file(thread, args[2 if name == "copy_file_range" else 0])
             if name == "write" and args[0] == 1:
                 return ["stdout"]
             if target.startswith("socket:"):

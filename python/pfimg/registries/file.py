@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from pfimg._core import Store
-from pfimg.errors import BackendError, BlobNotFound, FormatError, LimitExceeded, RegistryError
+from pfimg.errors import BackendError, BlobNotFound, FormatError, LimitExceeded, RegistryError, about
 from pfimg.registries.base import Lying, Pack, Range, Sink, StoredBlob, blob_name
 from pfimg.registries.refs import NAME, AnyRef, FileRef
 from pfimg.registries.tree import (
@@ -170,7 +170,7 @@ class FileTransport(ListedTree):
         for at, part in enumerate(ranges):
             path = self.root / pack_name(part.pack)
             try:
-                with _open(path) as file:
+                with about(path), _open(path) as file:
                     content = os.pread(file.fileno(), part.length, part.offset)
             except FileNotFoundError as error:
                 raise BlobNotFound(f"pack {path} is not there: push the image again", path=path) from error
@@ -299,7 +299,7 @@ def _open(path: Path) -> BinaryIO:
 def _read(path: Path, limit: int) -> bytes | None:
     """A file's content; None when there is no such file."""
     try:
-        with _open(path) as file:
+        with about(path), _open(path) as file:
             content = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -313,7 +313,8 @@ def _replace(directory: Path, files: Mapping[str, Buffer]) -> None:
     suffix = f".{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         for name, content in files.items():
-            with (directory / f"{name}{suffix}").open("xb") as file:
+            staged = directory / f"{name}{suffix}"
+            with about(staged), staged.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -343,7 +344,8 @@ def _lock(directory: Path, kind: int, stack: ExitStack) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)
     try:
-        _flock(descriptor, kind, directory)
+        with about(directory):
+            _flock(descriptor, kind, directory)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -381,7 +383,8 @@ def _make(directory: Path) -> None:
 def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with about(directory):
+            os.fsync(descriptor)
     except OSError as error:
         # Some mounted file systems do not sync directories.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):

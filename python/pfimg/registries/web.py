@@ -33,7 +33,7 @@ from typing import Final, NamedTuple, Self
 import httpcore
 import httpx
 
-from pfimg.errors import BackendError, FormatError, LimitExceeded
+from pfimg.errors import BackendError, FormatError, LimitExceeded, about
 from pfimg.registries.base import MANIFEST_BYTES, Traffic
 from pfimg.registries.connections import Body, Connections, Patience, Stream, origin, port, show
 from pfimg.registries.retries import EXCEPTIONS, Failure, Retries
@@ -203,7 +203,7 @@ class WebClient:
                     return None
                 if answer.status_code == HTTPStatus.PARTIAL_CONTENT:
                     _start(answer, have, sys.maxsize)
-                    with path.open("ab") as file:
+                    with about(path), path.open("ab") as file:
                         file.writelines(_pieces(answer, limit - have, None if size is None else size - have))
                     return path
                 pieces = _pieces(answer, limit, size)
@@ -214,7 +214,7 @@ class WebClient:
                     length += len(piece)
                     if length > large:
                         tag = _strong_tag(answer)
-                        with path.open("wb") as file:
+                        with about(path), path.open("wb") as file:
                             file.writelines(held)
                             file.writelines(pieces)
                         return path

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from pfimg import car
+from pfimg.errors import about
 from pfimg.registries.base import Sink
 
 # What a sink is given at once.
@@ -89,7 +90,7 @@ class Arrival:
                 self.land()
         elif len(data) == span.size:
             path = self._path(span.digest)
-            with path.open("r+b") as file:
+            with about(path), path.open("r+b") as file:
                 file.seek(span.offset)
                 file.write(data)
             self._left[span.digest] -= len(data)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pfimg import car
-from pfimg.errors import BackendError, BlobNotFound, FormatError, IntegrityError, LimitExceeded
+from pfimg.errors import BackendError, BlobNotFound, FormatError, IntegrityError, LimitExceeded, about
 from pfimg.registries.ipfs.node import Source
 
 # Nodes of a file lie below one another no deeper than this: 1,024 links each are more than any file has.
@@ -98,7 +98,7 @@ class Directory:
             held.append(piece)
             size += len(piece)
             if size > large:
-                with path.open("wb") as file:
+                with about(path), path.open("wb") as file:
                     file.writelines(held)
                     held.clear()
                     file.writelines(pieces)

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from pfimg._core import PackIndex
-from pfimg.errors import BackendError, BlobNotFound
+from pfimg.errors import BackendError, BlobNotFound, about
 from pfimg.registries.base import MANIFEST_BYTES, Lying, Pack, Range, Sink, StoredBlob, Traffic, blob_name
 from pfimg.registries.refs import NAME, AnyRef, S3Ref
 from pfimg.registries.s3.access import Access
@@ -349,7 +349,7 @@ class S3Transport(ListedTree):
                 content = self._bucket.get_range(key, at, min(PART_BYTES, found.size - at), found.e_tag)
                 if content is None:
                     raise self._no_blob(digest)
-                with path.open("r+b") as file:
+                with about(path), path.open("r+b") as file:
                     file.seek(at)
                     file.write(content)
 
