@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,15 @@ from typing import Final, NamedTuple
 
 from pfimg import timestamps
 from pfimg._core import Manifest, Store
-from pfimg.errors import FormatError, SignatureError, StoreError
+from pfimg.errors import FormatError, SignatureError, StoreError, about
 
 DIRECTORY: Final = "seen"
 """Where a store keeps it, below its root."""
+
+
+# Between two attempts to get the lock, and how long they go on.
+_POLL_SECONDS: Final = 0.002
+_PATIENCE: Final = 300.0
 
 
 class Seen(NamedTuple):
@@ -70,8 +76,9 @@ def remember(store: Store, ref: str, manifest: Manifest, *, allow_older: bool) -
         # Nobody else writes here meanwhile, so that the process is name enough; gc knows it for a temporary.
         temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.0")
         try:
-            with temporary.open("wb") as file:
-                file.write(json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode())
+            with about(temporary), temporary.open("wb") as file:
+                # What is no UTF-8 in the name of a directory becomes escapes of JSON.
+                file.write(json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace"))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -83,7 +90,8 @@ def remember(store: Store, ref: str, manifest: Manifest, *, allow_older: bool) -
 
 
 def _path(store: Store, ref: str) -> Path:
-    return Path(store.root) / DIRECTORY / f"{hashlib.sha256(ref.encode()).hexdigest()}.json"
+    name = hashlib.sha256(ref.encode(errors="surrogateescape")).hexdigest()
+    return Path(store.root) / DIRECTORY / f"{name}.json"
 
 
 def _read(path: Path) -> Seen | None:
@@ -130,16 +138,31 @@ def _moment(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[int]:
+    """Keeps other pulls from writing; whoever has the lock may be stopped, and is not waited for for ever."""
     with _opened(directory) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        give_up = time.monotonic() + _PATIENCE
+        while not _has_locked(descriptor):
+            if time.monotonic() > give_up:
+                message = f"{directory}: others have held its lock for {_PATIENCE:.0f} seconds: see whether one is stopped"
+                raise StoreError(message, code="busy", path=directory)
+            time.sleep(_POLL_SECONDS)
         yield descriptor
+
+
+def _has_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[int]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield descriptor
+        with about(directory):
+            yield descriptor
     finally:
         os.close(descriptor)
 

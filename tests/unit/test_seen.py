@@ -1,6 +1,8 @@
+import fcntl
 import hashlib
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,25 @@ def test_pulls_at_once_leave_the_newest(store: pfimg.PfStore) -> None:
     assert json.loads(document(store).read_bytes())["created_at"] == "2026-01-01T00:09:00Z"
     assert [path.name for path in document(store).parent.iterdir()] == [document(store).name]
     assert store.verify().foreign == ()
+
+
+def test_a_directory_with_any_name_is_remembered(store: pfimg.PfStore) -> None:
+    ref = os.fsdecode(b"file:///srv/\xff")
+    old, new = image(store, "2026-01-01T00:00:00Z"), image(store, "2026-01-01T00:00:01Z")
+    seen.remember(store, ref, new, allow_older=False)
+    with pytest.raises(pfimg.SignatureError, match="before"):
+        seen.check(store, ref, old)
+
+
+def test_somebody_who_is_stopped_stops_nobody_for_ever(store: pfimg.PfStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = image(store, "2026-01-01T00:00:00Z"), image(store, "2026-01-01T00:00:01Z")
+    seen.remember(store, REF, first, allow_older=False)
+    monkeypatch.setattr(seen, "_PATIENCE", 0.1)
+    other = os.open(document(store).parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(pfimg.StoreError, match="others have held its lock for 0 seconds") as caught:
+        seen.remember(store, REF, second, allow_older=False)
+    assert caught.value.code == "busy"
+    os.close(other)
+    seen.remember(store, REF, second, allow_older=False)
+    assert json.loads(document(store).read_bytes())["image"] == second.id
