@@ -76,7 +76,7 @@ engines: $(MODULE) ## Test the plug-ins in the real engines, in .venv-engines: 8
 
 # The compiler of the toolchain at hand, told to take the options that only its nightly form takes by itself. Bytes that no earlier ones were
 # like go into .cache/fuzz; what breaks a promise, and how to see it again, is printed.
-fuzz: cargo-found ## Feed the parsers hostile bytes, FUZZ_SECONDS for each
+fuzz: $(MODULE) $(VENV)/.test cargo-found ## Feed the parsers hostile bytes, FUZZ_SECONDS for each
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	@RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir tests/fuzz --target-dir target/fuzz
 	@for target in $(patsubst tests/fuzz/targets/%.rs,%,$(wildcard tests/fuzz/targets/*.rs)); do \
@@ -84,6 +84,8 @@ fuzz: cargo-found ## Feed the parsers hostile bytes, FUZZ_SECONDS for each
 		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz "$$target" ".cache/fuzz/$$target" "tests/fuzz/corpus/$$target" -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=16384 -verbosity=0 -print_final_stats=1; \
 	done
+	@$(call say,what is parsed in Python)
+	@PFIMG_FUZZ_EXAMPLES=$$(($(FUZZ_SECONDS) * 150)) $(PY) -m pytest -q --timeout=0 tests/property/test_hostile_words.py
 	@$(call say,nothing that arrived broke a promise)
 
 lint: $(MODULE) $(VENV)/.lint $(VENV)/.test $(VENV)/.bench cargo-found ## Check style and types in both languages, the stub against the binary, and licences

@@ -59,7 +59,7 @@ def damaged(draw: st.DrawFn, document: bytes) -> bytes:
     """A document with bytes changed or, if it is JSON, a value, a key twice, or more depth than anybody needs."""
     try:
         values = json.loads(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     kind = draw(
         st.sampled_from(["bytes", "cut", "nothing", "noise"] + (["value", "key", "twice", "deep"] if places(values) else []))

@@ -218,8 +218,10 @@ fn put_manifest(blobs: &dyn BlobStore, manifest: &Manifest) -> Result<Digest> {
 
 fn check_pin_name(name: &str) -> Result<()> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if !name.is_empty() && name.len() <= PIN_NAME_BYTES && !name.starts_with('.') && name.bytes().all(good) {
-        return Ok(());
+    if name.is_empty() || name.len() > PIN_NAME_BYTES || name.starts_with('.') || !name.bytes().all(good) {
+        let reason = format!("a name has up to {PIN_NAME_BYTES} of A-Z a-z 0-9 . _ - and does not start with a dot");
+        return Err(Error::format(format!("pin {name:?}"), reason));
     }
-    Err(Error::format(format!("pin {name:?}"), format!("a name has up to {PIN_NAME_BYTES} of A-Z a-z 0-9 . _ - and does not start with a dot")))
+    // It would be swept as one.
+    if io::is_temporary(name) { Err(Error::format(format!("pin {name:?}"), "a name does not end as those of temporary files do")) } else { Ok(()) }
 }

@@ -22,7 +22,8 @@ impl<'a, 'py> FromPyObject<'a, 'py> for PyDigest {
     type Error = Raised;
 
     fn extract(object: Borrowed<'a, 'py, PyAny>) -> Result<Self> {
-        Ok(Self(object.extract::<&str>()?.parse()?))
+        // What is no UTF-8, as an argument of a command can be, is no digest either.
+        Ok(Self(object.cast::<PyString>().map_err(PyErr::from)?.to_string_lossy().parse()?))
     }
 }
 

@@ -12,7 +12,7 @@ use pfimg_core::walk::{self, Selection};
 use pfimg_core::{Algorithm, BlobStore, Digest, DirStore, Error, Images, gc, verify};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyBytes, PyDict};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyString};
 
 use crate::blobs::{Blobs, OnMiss, blob_store};
 use crate::buffers::{Batch, Buffer, Targets};
@@ -285,13 +285,15 @@ impl Store {
     }
 
     /// Keeps a blob, and what it refers to if it is a document, from `gc` under a name.
-    fn pin(&self, py: Python<'_>, name: &str, digest: PyDigest) -> Result<()> {
-        Ok(py.detach(|| self.images.pin(name, &digest.0))?)
+    fn pin(&self, py: Python<'_>, name: &Bound<'_, PyString>, digest: PyDigest) -> Result<()> {
+        let name = name.to_string_lossy();
+        Ok(py.detach(|| self.images.pin(&name, &digest.0))?)
     }
 
     /// Forgets a pin. Errors: `BlobNotFound` when there is none of that name.
-    fn unpin(&self, py: Python<'_>, name: &str) -> Result<()> {
-        Ok(py.detach(|| self.images.unpin(name))?)
+    fn unpin(&self, py: Python<'_>, name: &Bound<'_, PyString>) -> Result<()> {
+        let name = name.to_string_lossy();
+        Ok(py.detach(|| self.images.unpin(&name))?)
     }
 
     /// All pins: name and digest.
