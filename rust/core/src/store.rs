@@ -29,6 +29,7 @@ pub use dir::{DirStore, Durability, GRACE, Options, RENEW_AFTER};
 pub use lock::Hold;
 pub use memory::MemoryStore;
 pub use put::TASK_BLOBS;
+pub(crate) use put::cut;
 pub use read::BlobReader;
 pub use scan::Usage;
 pub(crate) use scan::{BlobFile, Scan};

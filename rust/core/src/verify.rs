@@ -6,6 +6,7 @@
 mod journal;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -15,12 +16,12 @@ use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::images::Images;
 use crate::pool::{self, Monitor};
-use crate::store::{BlobFile, BlobStore, DirStore, Scan};
+use crate::store::{BlobFile, BlobStore, DirStore, Scan, TASK_BLOBS, cut};
 use crate::{io, layout, walk};
 use journal::Journal;
 
-/// Larger files are read piece by piece.
-const WHOLE_FILE_BYTES: u64 = 16 << 20;
+/// Larger files are read piece by piece; so many bytes are read by one thread before they are hashed together.
+const WHOLE_FILE_BYTES: usize = 16 << 20;
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,8 +122,11 @@ impl Blobs {
         report.foreign.extend(others.into_iter().map(foreign));
         monitor.expect(files.len() as u64);
         let shards: Vec<&[BlobFile]> = files.chunk_by(|a, b| a.shard() == b.shard()).collect();
-        let checked: Vec<Vec<State>> =
-            pool::install(|| shards.par_iter().map(|shard| check_shard(store, shard, journal, monitor)).collect::<Result<_>>())?;
+        // So many directories at a time that their files fill the lanes of a kernel.
+        let parts = cut(0..shards.len(), usize::MAX, TASK_BLOBS, |index| shards[index].len());
+        let share = pool::share(files.len(), TASK_BLOBS);
+        let check = |part: Range<usize>| check_shards(store, &shards[part], share, journal, monitor);
+        let checked: Vec<Vec<State>> = pool::install(|| parts.into_par_iter().map(check).collect::<Result<_>>())?;
         let base = store.root().join(layout::blobs(store.algorithm()));
         let mut blobs = Self::default();
         for (file, state) in files.iter().zip(checked.into_iter().flatten()) {
@@ -269,43 +273,65 @@ fn reason(error: &Error) -> String {
     }
 }
 
-/// Checks the files of one directory, and notes where all are sound.
-fn check_shard(store: &DirStore, files: &[BlobFile], journal: &Journal, monitor: &Monitor) -> Result<Vec<State>> {
-    let shard = files.first().map_or("", BlobFile::shard);
+/// Checks the files of a few directories, `share` of them at a time, and notes the directories where all are sound.
+fn check_shards(store: &DirStore, shards: &[&[BlobFile]], share: usize, journal: &Journal, monitor: &Monitor) -> Result<Vec<State>> {
     let began = journal.now();
-    let states: Vec<State> = files.par_iter().map(|file| check(store, file, journal.vouches(shard, &file.meta), monitor)).collect::<Result<_>>()?;
-    if let Some(began) = began.filter(|_| !states.iter().any(|state| matches!(state, State::Corrupt(_)))) {
-        journal.finished(shard, began);
+    let files: Vec<(&BlobFile, bool)> =
+        shards.iter().flat_map(|shard| shard.iter().map(|file| (file, journal.vouches(file.shard(), &file.meta)))).collect();
+    let len = |index: usize| usize::try_from(files[index].0.meta.len).unwrap_or(usize::MAX);
+    let tasks = cut(0..files.len(), share, WHOLE_FILE_BYTES, len);
+    let states: Vec<Vec<State>> = tasks.into_par_iter().map(|task| check(store, &files[task], monitor)).collect::<Result<_>>()?;
+    let states: Vec<State> = states.into_iter().flatten().collect();
+    let mut rest = &states[..];
+    for shard in shards {
+        let (own, others) = rest.split_at(shard.len());
+        rest = others;
+        if let Some(began) = began.filter(|_| !own.iter().any(|state| matches!(state, State::Corrupt(_)))) {
+            journal.finished(shard.first().map_or("", BlobFile::shard), began);
+        }
     }
     Ok(states)
 }
 
-/// Whether a file's content hashes to its name.
-fn check(store: &DirStore, file: &BlobFile, known: bool, monitor: &Monitor) -> Result<State> {
-    let Some((digest, form)) = file.blob.filter(|_| file.meta.len > 0) else {
-        monitor.advance(1, 0)?;
-        return Ok(State::None);
-    };
-    if known {
-        monitor.advance(1, 0)?;
-        return Ok(State::Known);
+/// Whether the contents of a few files hash to their names; those that are known to do are not read.
+fn check(store: &DirStore, files: &[(&BlobFile, bool)], monitor: &Monitor) -> Result<Vec<State>> {
+    let mut states: Vec<State> = files.iter().map(|_| State::None).collect();
+    let (mut places, mut small) = (Vec::new(), Vec::new());
+    for (place, (file, known)) in files.iter().enumerate() {
+        let len = file.meta.len;
+        match file.blob.filter(|_| len > 0) {
+            Some((digest, form)) if !known && len <= WHOLE_FILE_BYTES as u64 => {
+                places.push(place);
+                small.push((digest, form, usize::try_from(len).unwrap_or(WHOLE_FILE_BYTES)));
+            }
+            Some((digest, form)) if !known => {
+                let reader = store.open_file(&digest, form);
+                let found = reader.and_then(|reader| reader.map(|reader| reader.read_to(&mut std::io::sink())).transpose());
+                states[place] = state(store, &digest, form, found.map(|len| len.is_some()))?;
+                monitor.advance(1, len)?;
+            }
+            found => {
+                states[place] = found.map_or(State::None, |_| State::Known);
+                monitor.advance(1, 0)?;
+            }
+        }
     }
-    let state = match read(store, &digest, form, file.meta.len) {
-        Ok(true) => State::Sound,
-        Ok(false) | Err(Error::BlobNotFound { .. }) => State::None,
-        Err(Error::Limit { .. }) => State::Corrupt(reason(&store.condemn(&digest, form, "it holds more than any blob may"))),
-        Err(error @ Error::Integrity { .. }) => State::Corrupt(reason(&error)),
-        // A bad sector, or a file that others may not read: it is named, and everything else is checked all the same.
-        Err(Error::Io { source, .. }) if !io::is_exhaustion(&source) => State::Corrupt(source.to_string()),
-        Err(error) => return Err(error),
-    };
-    monitor.advance(1, file.meta.len)?;
-    Ok(state)
+    for ((place, (digest, form, len)), found) in places.into_iter().zip(&small).zip(store.check_files(&small, monitor)) {
+        states[place] = state(store, digest, *form, found)?;
+        monitor.advance(1, *len as u64)?;
+    }
+    Ok(states)
 }
 
-/// Reads a blob and verifies it; false when it is gone.
-fn read(store: &DirStore, digest: &Digest, form: Form, len: u64) -> Result<bool> {
-    let Some(reader) = store.open_file(digest, form)? else { return Ok(false) };
-    if len <= WHOLE_FILE_BYTES { reader.read_frame().map(drop) } else { reader.read_to(&mut std::io::sink()).map(drop) }?;
-    Ok(true)
+/// What it says of a file that it was read, or gone, or could not be.
+fn state(store: &DirStore, digest: &Digest, form: Form, found: Result<bool>) -> Result<State> {
+    match found {
+        Ok(true) => Ok(State::Sound),
+        Ok(false) | Err(Error::BlobNotFound { .. }) => Ok(State::None),
+        Err(Error::Limit { .. }) => Ok(State::Corrupt(reason(&store.condemn(digest, form, "it holds more than any blob may")))),
+        Err(error @ Error::Integrity { .. }) => Ok(State::Corrupt(reason(&error))),
+        // A bad sector, or a file that others may not read: it is named, and everything else is checked all the same.
+        Err(Error::Io { source, .. }) if !io::is_exhaustion(&source) => Ok(State::Corrupt(source.to_string())),
+        Err(error) => Err(error),
+    }
 }

@@ -121,6 +121,56 @@ impl DirStore {
         failed
     }
 
+    /// Verifies a few files, each in the form and of the length that it was found with, all in memory at once; false for one that is gone.
+    pub(crate) fn check_files(&self, files: &[(Digest, Form, usize)], monitor: &Monitor) -> Vec<Result<bool>> {
+        thread_local!(static FRAMES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        FRAMES.with_borrow_mut(|memory| {
+            let len = files.iter().map(|(.., len)| len).sum();
+            if memory.len() < len {
+                memory.resize(len, 0);
+            }
+            self.check_into(files, memory, monitor)
+        })
+    }
+
+    fn check_into(&self, files: &[(Digest, Form, usize)], mut free: &mut [u8], monitor: &Monitor) -> Vec<Result<bool>> {
+        let mut checked: Vec<Result<bool>> = files.iter().map(|_| Ok(true)).collect();
+        let mut wait = Vec::new();
+        let mut read = Vec::with_capacity(files.len());
+        for (index, (digest, form, len)) in files.iter().enumerate() {
+            let (frame, rest) = mem::take(&mut free).split_at_mut(*len);
+            free = rest;
+            let open = || {
+                monitor.check()?;
+                let Some(mut reader) = self.open_file(digest, *form)? else { return Ok(None) };
+                // Written anew since it was found.
+                if reader.file_len()? != *len as u64 {
+                    return reader.read_frame().map(|_| Some((true, None)));
+                }
+                Ok(Some((reader.fill_cached_frame(frame)?, Some((reader, frame)))))
+            };
+            match open() {
+                Ok(Some((true, Some((reader, frame))))) => read.push((index, reader, &*frame)),
+                Ok(Some((false, Some((reader, frame))))) => wait.push((index, reader, frame)),
+                Ok(Some((_, None))) => {}
+                Ok(None) => checked[index] = Ok(false),
+                Err(error) => checked[index] = Err(error),
+            }
+        }
+        // All that is not in memory has been asked for by now, so that the disk has many requests at once.
+        for (index, reader, frame) in wait {
+            match monitor.check().and_then(|()| reader.fill_frame(frame)) {
+                Ok(()) => read.push((index, reader, &*frame)),
+                Err(error) => checked[index] = Err(error),
+            }
+        }
+        let frames: Vec<(Form, &[u8])> = read.iter().map(|(_, reader, frame)| (reader.form, *frame)).collect();
+        for ((index, reader, _), found) in read.iter().zip(frame_digests(&frames, self.algorithm())) {
+            checked[*index] = reader.accept_frame(found).map(|()| true);
+        }
+        checked
+    }
+
     /// Verifies a blob of any size, piece by piece; returns the bytes of its frame.
     ///
     /// # Errors

@@ -424,7 +424,7 @@ fn for_each<T: Send>(items: Vec<T>, work: impl Fn(T) -> Result<()> + Send + Sync
 }
 
 /// Cuts a batch into pieces of at most `most` items and, unless a single one has more, `most_bytes` bytes.
-pub(super) fn cut(items: Range<usize>, most: usize, most_bytes: usize, len: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
+pub(crate) fn cut(items: Range<usize>, most: usize, most_bytes: usize, len: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
     let mut pieces = Vec::new();
     let (mut start, mut bytes) = (items.start, 0_usize);
     for index in items.clone() {

@@ -379,5 +379,5 @@ fn groups_are_bounded() {
 
 /// Lengths of the pieces that blobs of these lengths in MiB are cut into.
 fn groups_of(mebibytes: &[usize]) -> Vec<usize> {
-    put::cut(0..mebibytes.len(), 3, 1024, |index| mebibytes[index]).into_iter().map(|piece| piece.len()).collect()
+    cut(0..mebibytes.len(), 3, 1024, |index| mebibytes[index]).into_iter().map(|piece| piece.len()).collect()
 }
