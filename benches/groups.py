@@ -15,7 +15,7 @@ from . import page_manifest, scaling, trees
 from .pages import Batch
 from .peers import Missing, zipnn
 from .rounds import Contender, Group, timed
-from .systems import Expert, LMCache, Pfimg, PlainFiles, Reference, System
+from .systems import Expert, LMCache, Pfimg, PlainFiles, Reading, Reference, System, forget
 
 MIB = 1 << 20
 SIZES = {"64 KiB": 65_536, "73,728 B": 73_728, "2 MiB": 2 * MIB}
@@ -128,6 +128,40 @@ def _storing_only(system: Callable[[Path], System], batch: Batch) -> Contender:
     return run
 
 
+def verifying(label: str, *, on_disk: bool) -> Group:
+    """Reads and hashes a whole store, whose files are not in memory where they are on a disk."""
+    batch = Batch(SIZES[label], BATCH_BYTES)
+
+    def filled(root: Path) -> tuple[pfimg.PfStore, list[Path]]:
+        store = pfimg.PfStore.open(root, durability="group" if on_disk else "none")
+        store.put_many(batch.pages)
+        files = sorted(store.root.glob("blobs/*/*/*"))
+        if on_disk:
+            forget(files)
+        return store, files
+
+    def ours(root: Path) -> dict[str, float]:
+        store, _ = filled(root)
+        report, seconds = timed(store.verify)
+        # Nothing refers to the pages, which is no damage.
+        assert report.ok
+        assert report.checked == len(batch)
+        return {"verify": seconds / len(batch)}
+
+    def unseen(root: Path) -> dict[str, float]:
+        _, files = filled(root)
+        subject = Reading(files)
+        length, seconds = timed(subject.read)
+        subject.close()
+        assert length == sum(file.stat().st_size for file in files)
+        return {"verify": seconds / len(batch)}
+
+    contenders = {"pfimg": ours, "plain files": unseen, "hash alone": limits(batch)["hash alone"]}
+    where = "on a disk, not in memory" if on_disk else "in memory"
+    name = f"verify, {label}{', cold' if on_disk else ''}"
+    return Group(name, f"stored pages of {label}, {where}", batch.page_bytes, contenders, batch.renew, on_disk=on_disk)
+
+
 def compressing() -> Group:
     """Every page through zstd at level 1."""
     batch = Batch(SIZES["73,728 B"], BATCH_BYTES)
@@ -215,6 +249,9 @@ def all_groups() -> Iterator[tuple[str, Callable[[], Group]]]:
     yield "presence", presence
     for label in ("64 KiB", "2 MiB"):
         yield f"disk, {label}", partial(disk, label)
+    for label in ("64 KiB", "2 MiB"):
+        yield f"verify, {label}", partial(verifying, label, on_disk=False)
+        yield f"verify, {label}, cold", partial(verifying, label, on_disk=True)
     yield "zstd", compressing
     for label in ("73,728 B", "2 MiB"):
         yield f"floats, {label}", partial(floats, label)
