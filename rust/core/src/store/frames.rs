@@ -164,8 +164,9 @@ impl DirStore {
                 Err(error) => checked[index] = Err(error),
             }
         }
-        let frames: Vec<(Form, &[u8])> = read.iter().map(|(_, reader, frame)| (reader.form, *frame)).collect();
-        for ((index, reader, _), found) in read.iter().zip(frame_digests(&frames, self.algorithm())) {
+        let frames: Vec<Framed<'_>> = read.iter().map(|(_, reader, frame)| Framed::in_form(reader.form, frame)).collect();
+        let digests = frame_digests(&frames.iter().collect::<Vec<_>>(), self.algorithm());
+        for ((index, reader, _), found) in read.iter().zip(digests) {
             checked[*index] = reader.accept_frame(found).map(|()| true);
         }
         checked
