@@ -1,35 +1,27 @@
-"""The one push and the one pull: what has to move, in which order, and whether to believe what arrives.
+"""Push, pull, copy and what else there is between a store and registries, as users call it.
 
-A push walks the image, asks the registry which of its blobs are missing there, sends those, and publishes manifest and signature
-last. A pull checks the signature, then parses the manifest, fetches the documents that tell what else there is (tree, page
-manifest), then only the blobs that are missing here, and makes the image visible last. So an image that can be seen is whole, on
-both sides, wherever either is interrupted; and the same call again continues where the first one stopped.
-
-Nothing here is about one kind of registry: that is behind `pfimg.registries.base.Transport`. Nothing here touches the bytes of a
-blob either: how a store gets what it lacks is in `pfimg.fetching`, what goes out of it and comes in is in `pfimg.transit`, and
-the core decodes, checks and stores whole batches.
-
-Limits: a pull trusts what is in the store already; `PfStore.verify` reads that again.
+How an image moves, and what it takes to believe what arrives, is in `pfimg.delivery`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy as clone
 from dataclasses import replace
 from tempfile import TemporaryDirectory
-from typing import Self, cast, overload
+from typing import Self, overload
 
-from pfimg import seen, signing
-from pfimg._core import CarFrame, CarFrames, Manifest, Store
-from pfimg.errors import BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError, SignatureError
+from pfimg import signing
+from pfimg._core import CarFrames, Manifest, Store
+from pfimg.delivery import deliver, deliver_image, pull_image, push_image, read, scratch, send, told_apart
+from pfimg.errors import BadRef, FormatError, RegistryError
 from pfimg.fetching import Selection, absent_from, fetch, fetch_all, heal, passing
 from pfimg.packing import PackedTransport
 from pfimg.places import Place, Ref
 from pfimg.registries import base
 from pfimg.registries.base import FloatTransport, ImageTransport, Neighbour, PackTransport, Registry, StoredBlob, Transport
 from pfimg.registries.refs import AnyRef
-from pfimg.signing import Key, Trusted, Verdict
+from pfimg.signing import Key, Trusted
 from pfimg.transit import Meter, stored
 from pfimg.types import BlobStore, LayerSet, ProgressCallback, PullReport, PushReport
 
@@ -86,7 +78,7 @@ def push(
     if isinstance(registry, Transport):
         to = Place(where, registry).for_writing()
         to.expect(expect)
-        return _push(to, store.get_manifest(image), store, sign=sign, codec=codec, layout=layout, progress=progress)
+        return push_image(to, store.get_manifest(image), store, sign=sign, codec=codec, layout=layout, progress=progress)
     _refuse(where, sign=sign, codec=codec, layout=None if layout == "auto" else layout, expect=expect)
     return registry.push(where, store.get_manifest(image), store)
 
@@ -141,7 +133,7 @@ def pull(
     registry = base.connect(where, **_given(jobs=jobs))
     if isinstance(registry, Transport):
         selection = Selection.of(layers, ixs)
-        return _pull(Place(where, registry), store, selection, trust=trust, allow_older=allow_older, progress=progress)
+        return pull_image(Place(where, registry), store, selection, trust=trust, allow_older=allow_older, progress=progress)
     _refuse(where, trust=trust, layers=layers, ixs=ixs, allow_older=allow_older or None)
     return registry.pull(where, store)
 
@@ -199,7 +191,7 @@ def copy(
     here, there = (Place.of(ref, **_given(jobs=jobs)) for ref in (source, destination))
     there = there.for_writing()
     there.expect(expect)
-    manifest, signature, _ = _read(here, trust)
+    manifest, signature, _ = read(here, trust)
     if sign is not None or signing.environment_key(there.ref.key_word) is not None:
         signature = signing.sign(manifest.to_json(), signing.signing_key(sign, there.ref.key_word))
     if codec is None and isinstance(there.transport, Neighbour):
@@ -208,12 +200,12 @@ def copy(
     fetched = Meter.of("fetch", progress, here.transport)
     if isinstance(there.transport, ImageTransport):
         there.laid_out(layout, codec, 0)  # refuses what cannot be
-        with _scratch(manifest) as whole:
+        with scratch(manifest) as whole:
             wanted = fetch_all(here, manifest, whole, Selection(), fetched)
             frames = CarFrames(whole, codec or there.transport.codec)
-            at, meter = _deliver_image(there, manifest, signature, frames.of(wanted), progress)
+            at, meter = deliver_image(there, manifest, signature, frames.of(wanted), progress)
         return meter.pushed(at, len(wanted), start, fetched.traffic.retries)
-    with _scratch(manifest) as documents:
+    with scratch(manifest) as documents:
         fetch(here, documents.documents(manifest), documents, fetched)
         wanted = documents.reachable(manifest)
     there = there.laid_out(layout, codec, len(wanted))
@@ -223,7 +215,7 @@ def copy(
             for blob in stored(*batch, there.transport, codec, meter):
                 yield replace(blob, is_passing=True)
 
-    at, meter = _deliver(there, manifest, signature, wanted, blobs=blobs, progress=progress)
+    at, meter = deliver(there, manifest, signature, wanted, blobs=blobs, progress=progress)
     return meter.pushed(at, len(wanted), start, fetched.traffic.retries)
 
 
@@ -282,8 +274,8 @@ def push_blobs(
         message = f"{to.ref}: so many blobs go into packs, which are made when an image is pushed: push the image"
         raise RegistryError(message, code="not_offered")
     meter = Meter.of("send", progress, to.transport)
-    with store.hold(), _told_apart(store), base.holding(to.transport):
-        _send(to, wanted, lambda absent, meter: stored(store, absent, to.transport, codec, meter), meter)
+    with store.hold(), told_apart(store), base.holding(to.transport):
+        send(to, wanted, lambda absent, meter: stored(store, absent, to.transport, codec, meter), meter)
     return meter.pushed(to.ref, len(wanted), start)
 
 
@@ -320,7 +312,7 @@ def repair(store: Store, digests: Iterable[str], source: Ref | Registry) -> set[
 def read_image(ref: Ref, *, trust: Trusted = None, jobs: int | None = None) -> tuple[Place, Manifest]:
     """The manifest of an image, whose signature was accepted as `pull` accepts it, and the way to the image's blobs."""
     place = Place.of(ref, **_given(jobs=jobs))
-    manifest, _, _ = _read(place, trust)
+    manifest, _, _ = read(place, trust)
     return place.unpacked(), manifest
 
 
@@ -387,7 +379,7 @@ class TransportRegistry:
         to = self.place(ref).for_writing()
         to.expect(expect)
         with _as_store(store) as local:
-            return _push(to, manifest, local, sign=self._sign_key, codec=codec, layout=layout, progress=progress)
+            return push_image(to, manifest, local, sign=self._sign_key, codec=codec, layout=layout, progress=progress)
 
     @overload
     def pull(self, ref: Ref, store: None = None, *, progress: ProgressCallback | None = None) -> LayerSet: ...
@@ -400,9 +392,9 @@ class TransportRegistry:
         place = self.place(ref)
         if store is not None:
             with _as_store(store) as local:
-                return _pull(place, local, Selection(), trust=self._sign_key, progress=progress)
-        manifest, _, _ = _read(place, self._sign_key)
-        with _scratch(manifest) as local:
+                return pull_image(place, local, Selection(), trust=self._sign_key, progress=progress)
+        manifest, _, _ = read(place, self._sign_key)
+        with scratch(manifest) as local:
             meter = Meter.of("fetch", progress, place.transport)
             digests = fetch_all(place.unpacked(), manifest, local, Selection(), meter)
             return LayerSet(manifest, list(zip(digests, local.get_many(digests), strict=True)))
@@ -420,144 +412,6 @@ class TransportRegistry:
         return Place.to(where, self._connect(where))
 
 
-def _push(
-    to: Place,
-    manifest: Manifest,
-    store: Store,
-    *,
-    sign: Key | None,
-    codec: str | None,
-    layout: str,
-    progress: ProgressCallback | None,
-) -> PushReport:
-    start = time.monotonic()
-    key = signing.signing_key(sign, to.ref.key_word)
-    with store.hold():
-        wanted = store.reachable(manifest)
-        Meter("walk", progress, len(wanted)).advance(len(wanted), 0)
-        to = to.laid_out(layout, codec, len(wanted))
-        signature = signing.sign(manifest.to_json(), key)
-
-        def blobs(absent: list[str], meter: Meter) -> Iterator[StoredBlob]:
-            return stored(store, absent, to.transport, codec, meter)
-
-        with _told_apart(store):
-            if isinstance(to.transport, ImageTransport):
-                frames = CarFrames(store, codec or to.transport.codec)
-                at, meter = _deliver_image(to, manifest, signature, frames.of(wanted), progress)
-            else:
-                at, meter = _deliver(to, manifest, signature, wanted, blobs=blobs, progress=progress)
-    return meter.pushed(at, len(wanted), start)
-
-
-@contextmanager
-def _told_apart(store: Store) -> Iterator[None]:
-    """Where a blob is corrupt in the store that it is sent from, it is moved to quarantine, and the error says so."""
-    try:
-        yield
-    except IntegrityError as error:
-        if error.digest is not None and store.has(error.digest):
-            store.read_frame(error.digest)
-        raise
-
-
-def _deliver(
-    to: Place,
-    manifest: Manifest,
-    signature: bytes,
-    wanted: list[str],
-    *,
-    blobs: Callable[[list[str], Meter], Iterator[StoredBlob]],
-    progress: ProgressCallback | None,
-) -> tuple[AnyRef, Meter]:
-    """Sends what a place lacks of `wanted`, which `blobs` gives, and publishes; returns where, and what moved."""
-    with base.holding(to.transport):
-        return _deliver_held(to, manifest, signature, wanted, blobs=blobs, progress=progress)
-
-
-def _deliver_held(
-    to: Place,
-    manifest: Manifest,
-    signature: bytes,
-    wanted: list[str],
-    *,
-    blobs: Callable[[list[str], Meter], Iterator[StoredBlob]],
-    progress: ProgressCallback | None,
-) -> tuple[AnyRef, Meter]:
-    meter = Meter.of("send", progress, to.transport)  # of both attempts; a blob that is sent twice counts once
-    for attempts_left in (1, 0):
-        _send(to, wanted, blobs, meter)
-        try:
-            return to.transport.publish(to.ref, manifest.to_json(), signature), meter
-        except BlobNotFound:
-            # What was there is gone; the transport knows by now.
-            if not attempts_left:
-                raise
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _send(to: Place, wanted: list[str], blobs: Callable[[list[str], Meter], Iterator[StoredBlob]], meter: Meter) -> None:
-    """Sends what a place lacks of `wanted`."""
-    missing = to.transport.missing(wanted)
-    absent = [digest for digest in wanted if digest in missing]
-    meter.total = len(meter.counted.union(absent))
-    to.transport.send(blobs(absent, meter))
-    if absent:
-        meter.show(meter.done, meter.bytes)  # no request is under way any more
-
-
-def _deliver_image(
-    to: Place,
-    manifest: Manifest,
-    signature: bytes,
-    frames: dict[str, CarFrame],
-    progress: ProgressCallback | None,
-) -> tuple[AnyRef, Meter]:
-    """Sends an image to a place that takes it as one; returns where, and what moved."""
-    meter = Meter.of("send", progress, to.transport)
-    at = cast("ImageTransport", to.transport).send_image(to.ref, manifest.to_json(), signature, frames, meter.set)
-    if meter.total:
-        meter.show(meter.done, meter.bytes)  # no request is under way any more
-    return at, meter
-
-
-def _pull(
-    place: Place,
-    store: Store,
-    selection: Selection,
-    *,
-    trust: Trusted,
-    allow_older: bool = False,
-    progress: ProgressCallback | None,
-) -> PullReport:
-    start = time.monotonic()
-    manifest, _, verdict = _read(place, trust)
-    is_vouched_for = verdict.status == "verified"
-    if is_vouched_for and not allow_older:
-        seen.check(store, str(place.ref), manifest)
-    meter = Meter.of("fetch", progress, place.transport)
-    with store.hold():
-        wanted = fetch_all(place.unpacked(), manifest, store, selection, meter)
-        if is_vouched_for:
-            # Before it can be seen: who is killed in between would be shown an older one without a word.
-            seen.remember(store, str(place.ref), manifest, allow_older=allow_older)
-        image = store.put_manifest(manifest) if selection == Selection() else store.put_partial(manifest)
-    return meter.pulled(image, len(wanted), verdict, start)
-
-
-def _read(place: Place, trust: Trusted) -> tuple[Manifest, bytes, Verdict]:
-    """The manifest, its signature, and what that proves. Nothing is parsed before the signature is accepted."""
-    policy = signing.trust_policy(trust, place.ref.key_word)
-    manifest, signature = place.transport.read_manifest(place.ref)
-    if signature is None:
-        raise SignatureError(f"{place.ref}: the manifest has no signature: push it again")
-    try:
-        verdict = signing.verify(manifest, signature, policy)
-    except SignatureError as error:
-        raise SignatureError(f"{place.ref}: {error}", field=error.field, limit=error.limit) from error
-    return Manifest.from_json(manifest), signature, verdict
-
-
 @contextmanager
 def _as_store(blobs: BlobStore) -> Iterator[Store]:
     """A full store over something that only holds blobs; its markers are of no use to anybody."""
@@ -566,13 +420,6 @@ def _as_store(blobs: BlobStore) -> Iterator[Store]:
     else:
         with TemporaryDirectory(prefix="pfimg-") as path:
             yield Store(path, blobs=blobs)
-
-
-@contextmanager
-def _scratch(manifest: Manifest) -> Iterator[Store]:
-    """A store for as long as the block runs."""
-    with TemporaryDirectory(prefix="pfimg-") as path:
-        yield Store(path, digest=manifest.id.partition(":")[0], durability="none")
 
 
 def _refuse(ref: AnyRef, **options: object) -> None:

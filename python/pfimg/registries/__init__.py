@@ -1,6 +1,6 @@
 """Registries: places that keep images, reached by references such as `file:///srv/images/one`.
 
-A *transport* moves bytes to and from one place; a *registry* is the one push and the one pull (`pfimg.transfer`) over a
+A *transport* moves bytes to and from one place; a *registry* is the one push and the one pull (`pfimg.delivery`) over a
 transport. Each scheme has a transport; `register_scheme`, or an entry point of the group `pfimg.registries`, adds one.
 """
 

@@ -1,7 +1,7 @@
 """What an adapter for a kind of registry writes, and how it is found by its scheme.
 
 A `Transport` moves bytes to and from one place and decides nothing: what to send, in which order and whether to believe what
-arrives is decided once, in `pfimg.transfer`. A `Registry` is what users see: push, pull and exists.
+arrives is decided once, in `pfimg.delivery`. A `Registry` is what users see: push, pull and exists.
 
 A factory is found by the reference's scheme: first among those that were registered in this process (`register_scheme`), then
 among the entry points of installed packages:
