@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pfimg
 from pfimg.registries import base
@@ -14,6 +15,10 @@ from pfimg.registries import base
 DATA = Path(__file__).parent / "data"
 
 pytest_plugins = ["tests.servers.fixtures"]
+
+# Processors are shared with other tests and with servers: how long an example takes says nothing of what is tested.
+settings.register_profile("shared", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 class KvPages(NamedTuple):
