@@ -93,6 +93,11 @@ def key_bytes(key: bytes | str) -> bytes:
     return b"t" + key.encode() if isinstance(key, str) else b"b" + bytes(key)
 
 
+def _all_bytes(keys: Iterable[bytes | str]) -> list[bytes]:
+    """The same for many: a call for each would take as long as all else that is done with it."""
+    return [b"b" + key if type(key) is bytes else key_bytes(key) for key in keys]
+
+
 def engine_key(raw: bytes) -> bytes | str:
     """The key that `key_bytes` made these of."""
     return raw[1:].decode() if raw[:1] == b"t" else raw[1:]
@@ -206,22 +211,25 @@ class PageIndex:
         With `pin`, those that are there make no room for others until `unpin`.
         """
         found: list[str | None] = []
+        raws = _all_bytes(keys)
         with self._lock:
-            namespace = self.namespace(name)
+            namespace, tick = self.namespace(name), self._tick
             entries, oldest = namespace.entries, _oldest(namespace)
-            for key in keys:
-                entry = entries.get(raw := key_bytes(key))
+            look, move, add = entries.get, entries.move_to_end, found.append
+            for raw in raws:
+                entry = look(raw)
                 if entry is not None and entry.put >= oldest:
-                    self._tick += 1
-                    entry.used = self._tick
-                    entries.move_to_end(raw)
-                    found.append(entry.digest)
+                    tick += 1
+                    entry.used = tick
+                    move(raw)
+                    add(entry.digest)
                     if pin:
                         namespace.pins.setdefault(raw, []).append(entry.digest)
                 elif leading:
                     break
                 else:
-                    found.append(None)
+                    add(None)
+            self._tick = tick
         return found
 
     def unpin(self, name: str, keys: Iterable[bytes | str]) -> list[str]:
@@ -231,8 +239,8 @@ class PageIndex:
             namespace = self.namespaces.get(name)
             if namespace is None:
                 return []
-            for key in keys:
-                pins = namespace.pins.get(raw := key_bytes(key))
+            for raw in _all_bytes(keys):
+                pins = namespace.pins.get(raw)
                 if pins:
                     found.append(pins.pop())
                     if not pins:
@@ -243,7 +251,7 @@ class PageIndex:
         """The bytes of each key's page, however old; None for one that is not there."""
         with self._lock:
             entries = self.namespace(name).entries
-            found = [entries.get(key_bytes(key)) for key in keys]
+            found = [entries.get(raw) for raw in _all_bytes(keys)]
         return [None if entry is None else entry.size for entry in found]
 
     def keys(self, name: str) -> dict[bytes | str, int]:
@@ -271,16 +279,18 @@ class PageIndex:
 
         Without `replace`, keys that stand for a page already are left.
         """
+        raws = _all_bytes(keys)
         with self._lock:
             namespace, gone = self.namespace(name), []
             put, oldest = time.time() if at is None else at, _oldest(namespace)
-            for key, digest, size in zip(keys, digests, sizes, strict=True):
-                raw = key_bytes(key)
+            entries, changed, number = namespace.entries, self._changed, namespace.number
+            for raw, digest, size in zip(raws, digests, sizes, strict=True):
                 put += APART
-                if not replace and (entry := namespace.entries.get(raw)) is not None and entry.put >= oldest:
-                    continue
-                gone += self._drop(namespace, raw)
-                self._changed[namespace.number, raw] = self._set(namespace, raw, digest, size, put)
+                if raw in entries:
+                    if not replace and entries[raw].put >= oldest:
+                        continue
+                    gone += self._drop(namespace, raw)
+                changed[number, raw] = self._set(namespace, raw, digest, size, put)
             while namespace.max_bytes is not None and namespace.bytes > namespace.max_bytes:
                 if (first := _first(namespace)) is None:
                     break
@@ -291,8 +301,8 @@ class PageIndex:
         """Removes keys (that stand for `digest`, where it is given); returns how many, and digests that no key stands for."""
         with self._lock:
             namespace, gone, count = self.namespace(name), [], 0
-            for key in keys:
-                entry = namespace.entries.get(raw := key_bytes(key))
+            for raw in _all_bytes(keys):
+                entry = namespace.entries.get(raw)
                 if entry is not None and (digest is None or entry.digest == digest):
                     gone += self._drop(namespace, raw)
                     count += 1
@@ -350,7 +360,8 @@ class PageIndex:
         namespace.bytes += size
         count = self._references.get(digest, 0)
         self._references[digest] = count + 1
-        self.bytes += 0 if count else size
+        if not count:
+            self.bytes += size
         if self.on_change is not None:
             self.on_change(namespace.name, key, size)
         return entry
