@@ -248,20 +248,26 @@ class PageCache:
         if len(out) != len(keys):
             raise FormatError(f"out has {len(out)} rows for {len(keys)} keys")
         digests = self._index.find(namespace, keys)
-        found = [False] * len(keys)
-        known = [(index, digest) for index, digest in enumerate(digests) if digest is not None]
-        missing = []
-        if known:
-            rows = out if len(known) == len(keys) else [_row(out, index) for index, _ in known]
-            mask = self._arena.get_many([digest for _, digest in known], out=rows, errors="mask")
-            for (index, digest), hit in zip(known, mask, strict=True):
+        known = [digest for digest in digests if digest is not None]
+        if len(known) == len(keys):
+            found = self._arena.get_many(known, out=out, errors="mask") if known else []
+        else:
+            found = [False] * len(keys)
+            places = [index for index, digest in enumerate(digests) if digest is not None]
+            mask = self._arena.get_many(known, out=[_row(out, index) for index in places], errors="mask")
+            for index, hit in zip(places, mask, strict=True):
                 found[index] = hit
-                if not hit:
-                    missing.append((index, digest))
-        self._count(hits_arena=sum(found))
-        if missing:
-            self._get_stored(namespace, keys, missing, out, found)
-        self._count(misses=found.count(False))
+        hits = found.count(True)
+        self._count(hits_arena=hits)
+        if hits < len(keys):
+            missing = [
+                (index, digest)
+                for index, (digest, hit) in enumerate(zip(digests, found, strict=True))
+                if digest is not None and not hit
+            ]
+            if missing:
+                self._get_stored(namespace, keys, missing, out, found)
+            self._count(misses=found.count(False))
         return found
 
     def _get_stored(
@@ -271,11 +277,8 @@ class PageCache:
         digests = [digest for _, digest in missing]
         mask = [False] * len(missing)
         if self._store is not None:
-            mask = self._store.get_many(digests, out=rows, errors="mask")
-            hits = [place for place, hit in enumerate(mask) if hit]
-            if hits:
-                self._arena.put_many([rows[place] for place in hits], digests=[digests[place] for place in hits])
-                self._count(hits_store=len(hits))
+            mask = self._arena.read_from(self._store, digests, out=rows)
+            self._count(hits_store=mask.count(True))
         is_known = True
         if self.registry is not None and not all(mask):
             places = [place for place, hit in enumerate(mask) if not hit]
@@ -668,25 +671,14 @@ class PageCache:
                 self._count(write_errors=1)
                 _log.warning("the cache cannot write: %s", error)
 
-    def _places(self, sizes: Sequence[int]) -> list[memoryview]:
-        memory = memoryview(bytearray(sum(sizes)))
-        ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
-        return [memory[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
     def _write(self, store: PfStore, pages: list[tuple[str, int]], count: int) -> None:
         """Pages from the arena, where they are pinned, to the store."""
         try:
             there = store.has_many([digest for digest, _ in pages])
-            cold = dict.fromkeys(page for page, held in zip(pages, there, strict=True) if not held)
-            new = [page for page in cold if self._index.refers(page[0])]
-            step = max(1, _MOVED_AT_ONCE // self._page_bytes)
-            for start in range(0, len(new), step):
-                digests = [digest for digest, _ in new[start : start + step]]
-                places = self._places([size for _, size in new[start : start + step]])
-                mask = self._arena.get_many(digests, out=places, errors="mask")
-                whole = [place for place, hit in enumerate(mask) if hit]
-                store.put_many([places[place] for place in whole], digests=[digests[place] for place in whole])
-                self._count(written=len(whole), written_bytes=sum(len(places[place]) for place in whole))
+            new = {digest: size for (digest, size), held in zip(pages, there, strict=True) if not held}
+            wanted = [digest for digest in new if self._index.refers(digest)]
+            written = [digest for digest, put in zip(wanted, self._arena.write_to(store, wanted), strict=True) if put]
+            self._count(written=len(written), written_bytes=sum(new[digest] for digest in written))
         finally:
             self._arena.unpin([digest for digest, _ in pages])
             self._done(count)

@@ -153,6 +153,53 @@ def test_flipped_bytes_are_misses_and_heal(arena: pfimg.PageArena) -> None:
     assert (out == batch).all()
 
 
+def test_pages_go_to_a_store_and_come_from_it(arena: pfimg.PageArena, tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path / "store", durability="none")
+    batch = pages(40)
+    digests = arena.put_many(batch)
+    path = arena.path
+    assert path is not None
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        at = memory.find(batch[7].tobytes())
+        memory[at + 100] ^= 1
+    wanted = [*digests, names(pages(1, seed=9))[0]]
+    whole = [n != 7 for n in range(40)]
+    assert arena.write_to(store, wanted) == [*whole, False] == store.has_many(wanted)
+    assert arena.stats()["corrupt"] == 1
+    assert [store.get(digest) for digest, held in zip(digests, whole, strict=True) if held] == [
+        row.tobytes() for row, held in zip(batch, whole, strict=True) if held
+    ]
+    arena.remove(digests)
+    out = np.zeros_like(batch)
+    assert arena.read_from(store, digests, out=out) == whole == arena.has_many(digests)
+    assert (out[whole] == batch[whole]).all()
+    out[:] = 0
+    assert arena.get_many(digests, out=out, errors="mask") == whole
+    assert (out[whole] == batch[whole]).all()
+
+
+def test_what_cannot_be_written_or_read_is_told(arena: pfimg.PageArena, tmp_path: Path) -> None:
+    store = pfimg.PfStore.open(tmp_path / "store", durability="none")
+    digests = arena.put_many(pages(2))
+    assert arena.write_to(store, digests) == [True, True]
+    with pytest.raises(pfimg.FormatError, match="bytes where 9 are expected") as short:
+        arena.read_from(store, digests, out=[bytearray(PAGE), bytearray(9)])
+    assert short.value.index == 1
+    with pytest.raises(pfimg.FormatError, match="3 rows for 2 digests"):
+        arena.read_from(store, digests, out=np.zeros((3, PAGE), np.uint8))
+    other = pfimg.PfStore.open(tmp_path / "other", digest="blake3")
+    for call in (lambda: arena.write_to(other, digests), lambda: arena.write_to(store, ["blake3:" + "0" * 64])):
+        with pytest.raises(pfimg.FormatError, match="sha256|blake3"):
+            call()
+    path = arena.path
+    assert path is not None
+    with pfimg.PageArena.attach(path) as attached:
+        with pytest.raises(pfimg.StoreError, match="attached to read"):
+            attached.write_to(store, digests)
+        with pytest.raises(pfimg.StoreError, match="attached to read"):
+            attached.read_from(store, digests, out=pages(2))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_writer_leaves_no_wrong_page(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "arena"

@@ -12,6 +12,7 @@
 //! to open the arena again. Whoever shortens the file while it is mapped ends all its readers (SIGBUS).
 #![expect(unsafe_code, reason = "the arena decides whose slots are whose")]
 
+mod behind;
 mod queues;
 mod slots;
 mod state;
@@ -35,6 +36,34 @@ use state::{Entry, Mode, State, hash_of};
 
 pub use slots::Geometry;
 pub use state::Counts;
+
+/// What is known of the names of pages that are put.
+#[derive(Clone, Copy)]
+enum Names<'a> {
+    /// Nothing.
+    Unknown,
+    /// What they are said to be.
+    Told(&'a [Digest]),
+    /// What they are: the pages were hashed a moment ago.
+    True(&'a [Digest]),
+}
+
+impl<'a> Names<'a> {
+    fn all(self) -> Option<&'a [Digest]> {
+        match self {
+            Self::Unknown => None,
+            Self::Told(names) | Self::True(names) => Some(names),
+        }
+    }
+
+    fn part(self, first: usize, len: usize) -> Self {
+        match self {
+            Self::Unknown => Self::Unknown,
+            Self::Told(names) => Self::Told(&names[first..][..len]),
+            Self::True(names) => Self::True(&names[first..][..len]),
+        }
+    }
+}
 
 /// Pages in a fixed number of slots.
 pub struct PageArena {
@@ -81,7 +110,7 @@ impl PageArena {
 
     fn of(slots: Slots, path: Option<&Path>, file: Option<File>, writer: bool) -> Self {
         let Geometry { algorithm, slots: count, .. } = slots.geometry;
-        let entry = Entry { digest: Digest::new(algorithm, [0; 32]), len: 0, generation: 0, readers: 0, pins: 0, listed: false };
+        let entry = Entry { digest: Digest::new(algorithm, [0; 32]), len: 0, generation: 0, readers: 0, slow_readers: 0, pins: 0, listed: false };
         let mode = if writer {
             Mode::Writer { queues: Queues::new(count), free: (0..count).rev().collect(), writing: 0 }
         } else {
@@ -110,7 +139,10 @@ impl PageArena {
                 continue;
             }
             let readers = state.entries[slot as usize].readers;
-            state.list(slot, Entry { digest: found.digest, len: found.len, generation: found.generation, readers, pins: 0, listed: true });
+            state.list(
+                slot,
+                Entry { digest: found.digest, len: found.len, generation: found.generation, readers, slow_readers: 0, pins: 0, listed: true },
+            );
             if let Mode::Writer { queues, .. } = &mut state.mode {
                 queues.insert(slot, hash_of(&found.digest));
             }
@@ -153,12 +185,12 @@ impl PageArena {
         }
     }
 
-    fn check_digest(&self, digest: &Digest) -> Result<()> {
+    fn check_digests<'a>(&self, digests: impl IntoIterator<Item = &'a Digest>) -> Result<()> {
         let algorithm = self.slots.geometry.algorithm;
-        if digest.algorithm() == algorithm {
-            return Ok(());
+        match digests.into_iter().enumerate().find(|(_, digest)| digest.algorithm() != algorithm) {
+            None => Ok(()),
+            Some((index, digest)) => Err(Error::format(format!("digest {digest}"), format!("the arena's digests are {algorithm}")).at(index)),
         }
-        Err(Error::format(format!("digest {digest}"), format!("the arena's digests are {algorithm}")))
     }
 
     /// What the arena was made for.
@@ -195,13 +227,16 @@ impl PageArena {
         }
         if let Some(names) = names {
             assert!(names.len() == pages.len(), "a name for each page");
-            names.iter().enumerate().try_for_each(|(index, name)| self.check_digest(name).map_err(|error| error.at(index)))?;
+            self.check_digests(names)?;
         }
+        self.put_all(pages, names.map_or(Names::Unknown, Names::Told), monitor)
+    }
+
+    fn put_all(&self, pages: &[&[u8]], names: Names<'_>, monitor: &Monitor) -> Result<Vec<Digest>> {
         let mut digests = vec![Digest::new(self.slots.geometry.algorithm, [0; 32]); pages.len()];
         let share = pool::share(pages.len(), TASK_BLOBS);
         let task = |(task, (digests, pages)): (usize, (&mut [Digest], &[&[u8]]))| {
-            let names = names.map(|names| &names[task * share..][..pages.len()]);
-            self.put_few(pages, names, digests, task * share)?;
+            self.put_few(pages, names.part(task * share, pages.len()), digests, task * share)?;
             monitor.advance(pages.len() as u64, pages.iter().map(|page| page.len() as u64).sum())
         };
         pool::install(|| digests.par_chunks_mut(share).zip(pages.par_chunks(share)).enumerate().try_for_each(task))?;
@@ -209,7 +244,7 @@ impl PageArena {
     }
 
     /// Puts what one task takes, as many at once as there are slots for. `first` is the batch's index of the first page.
-    fn put_few(&self, pages: &[&[u8]], names: Option<&[Digest]>, digests: &mut [Digest], first: usize) -> Result<()> {
+    fn put_few(&self, pages: &[&[u8]], names: Names<'_>, digests: &mut [Digest], first: usize) -> Result<()> {
         let mut next = 0;
         while next < pages.len() {
             // Slots, and the pages that they are for.
@@ -217,7 +252,7 @@ impl PageArena {
             let mut count = 0;
             let mut state = self.lock();
             while next < pages.len() && count < TASK_BLOBS {
-                let there = names.and_then(|names| state.find(&names[next]));
+                let there = names.all().and_then(|names| state.find(&names[next]));
                 if let Some(slot) = there {
                     digests[next] = state.entries[slot as usize].digest;
                     if let Mode::Writer { queues, .. } = &mut state.mode {
@@ -243,7 +278,8 @@ impl PageArena {
 
     /// Waits until a slot may have become free.
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>> {
-        let under_way = matches!(state.mode, Mode::Writer { writing: 1.., .. }) || state.entries.iter().any(|entry| entry.readers > 0);
+        let under_way =
+            matches!(state.mode, Mode::Writer { writing: 1.., .. }) || state.entries.iter().any(|entry| entry.readers > entry.slow_readers);
         if under_way {
             return Ok(self.freed.wait(state).unwrap_or_else(PoisonError::into_inner));
         }
@@ -251,18 +287,23 @@ impl PageArena {
     }
 
     /// Copies and hashes pages into slots that were taken for them, and lists what is new.
-    fn write(&self, pages: &[&[u8]], names: Option<&[Digest]>, digests: &mut [Digest], taken: &[(u32, usize)]) -> Result<(), (usize, Error)> {
+    fn write(&self, pages: &[&[u8]], names: Names<'_>, digests: &mut [Digest], taken: &[(u32, usize)]) -> Result<(), (usize, Error)> {
         let copies = taken.iter().map(|&(slot, page)| {
             // SAFETY: this is a writer, whose lock is held; the slot was taken, and so cleared, for this page alone, and nobody reads it.
             let place = unsafe { self.slots.bytes_mut(slot, pages[page].len()) };
             (pages[page], place)
         });
-        digest::hash_copies(self.slots.geometry.algorithm, copies, |index, digest| digests[taken[index].1] = digest);
+        if let Names::True(names) = names {
+            copies.for_each(|(page, place)| place.copy_from_slice(page));
+            taken.iter().for_each(|&(_, page)| digests[page] = names[page]);
+        } else {
+            digest::hash_copies(self.slots.geometry.algorithm, copies, |index, digest| digests[taken[index].1] = digest);
+        }
         let mut state = self.lock();
         let mut wrong = Ok(());
         for &(slot, page) in taken {
             let digest = digests[page];
-            let other = names.map(|names| names[page]).filter(|name| *name != digest);
+            let other = names.all().map(|names| names[page]).filter(|name| *name != digest);
             if let Some(name) = other {
                 wrong = wrong.and(Err((page, Error::integrity(&name, format!("the bytes hash to {digest}")))));
                 state.free(slot);
@@ -275,7 +316,7 @@ impl PageArena {
             } else {
                 let len = pages[page].len();
                 self.slots.publish(slot, &digest, len);
-                state.list(slot, Entry { digest, len, generation: 0, readers: 0, pins: 0, listed: true });
+                state.list(slot, Entry { digest, len, generation: 0, readers: 0, slow_readers: 0, pins: 0, listed: true });
                 if let Mode::Writer { queues, .. } = &mut state.mode {
                     queues.insert(slot, hash_of(&digest));
                 }
@@ -295,9 +336,7 @@ impl PageArena {
     /// The buffer of a page that failed holds undefined bytes.
     pub fn get_many(&self, items: &mut [(Digest, &mut [u8])], monitor: &Monitor) -> Result<Vec<(usize, Error)>> {
         drop(self.begin()?);
-        for (index, (digest, _)) in items.iter().enumerate() {
-            self.check_digest(digest).map_err(|error| error.at(index))?;
-        }
+        self.check_digests(items.iter().map(|(digest, _)| digest))?;
         let share = pool::share(items.len(), TASK_BLOBS);
         let task = |(task, items): (usize, &mut [(Digest, &mut [u8])])| {
             let failed = self.get_few(items).into_iter().map(move |(index, error)| (task * share + index, error)).collect::<Vec<_>>();
@@ -358,11 +397,7 @@ impl PageArena {
                 state.counts.corrupt += 1;
                 failed.push((index, self.condemn(&mut state, slot, digest)));
             }
-            let entry = &mut state.entries[slot as usize];
-            entry.readers -= 1;
-            if entry.readers == 0 && !entry.listed {
-                state.free(slot);
-            }
+            state.release(slot);
         }
         drop(state);
         self.freed.notify_all();

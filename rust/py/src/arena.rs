@@ -9,7 +9,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::blobs::OnMiss;
+use crate::blobs::{OnMiss, blob_store};
 use crate::buffers::{Batch, Targets};
 use crate::digests::{self, PyDigest, names};
 use crate::errors::Result;
@@ -134,6 +134,40 @@ impl PageArena {
             Ok(found)
         })?;
         Ok(if errors == OnMiss::Mask { found.into_bound_py_any(py)? } else { py.None().into_bound(py) })
+    }
+
+    /// Puts pages into a store, in parallel, straight from their slots, each verified; returns which are there now. The others are not here, or
+    /// were found corrupt. Errors: those of the store's `put_many`; some pages may have been put.
+    fn write_to(&self, py: Python<'_>, store: &Bound<'_, PyAny>, digests: Vec<PyDigest>) -> Result<Vec<bool>> {
+        let (arena, store, names) = (self.open()?, blob_store(store)?, digests::digests(digests));
+        let failed = work::run(py, None, |monitor| {
+            monitor.expect(names.len() as u64);
+            arena.write_to(store.as_ref(), &names, monitor)
+        })?;
+        let mut found = vec![true; names.len()];
+        failed.iter().for_each(|(index, _)| found[*index] = false);
+        Ok(found)
+    }
+
+    /// Reads pages from a store into `out`, as its `get_many` does with `errors="mask"`, and keeps a copy of each here, where there is room.
+    #[pyo3(signature = (store, digests, *, out))]
+    fn read_from(&self, py: Python<'_>, store: &Bound<'_, PyAny>, digests: Vec<PyDigest>, out: &Bound<'_, PyAny>) -> Result<Vec<bool>> {
+        let (arena, store) = (self.open()?, blob_store(store)?);
+        let [mut out] = Targets::of([(out, "out")])?;
+        let places = out.places();
+        if places.len() != digests.len() {
+            return Err(Error::format("out", format!("it has {} rows for {} digests", places.len(), digests.len())).into());
+        }
+        Ok(work::run(py, None, |monitor| {
+            monitor.expect(digests.len() as u64);
+            let mut items: Vec<(Digest, &mut [u8])> = digests.into_iter().map(|digest| digest.0).zip(places).collect();
+            let mut found = vec![true; items.len()];
+            for (index, error) in arena.read_from(store.as_ref(), &mut items, monitor)? {
+                OnMiss::Mask.settle(index, error)?;
+                found[index] = false;
+            }
+            Ok(found)
+        })?)
     }
 
     /// Whether each page is there; none is read.

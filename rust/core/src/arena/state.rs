@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub(super) generation: u64,
     /// Calls that are reading it.
     pub(super) readers: u32,
+    /// Those of them that end only when the pool's threads have done other work: nobody on these threads may wait for them.
+    pub(super) slow_readers: u32,
     pub(super) pins: u32,
     /// Whether the index has it. A slot that it does not have is free as soon as nobody reads it.
     pub(super) listed: bool,
@@ -109,6 +111,15 @@ impl State {
         found.expect("it is listed").remove();
         if let Mode::Writer { queues, .. } = &mut self.mode {
             queues.remove(slot);
+        }
+    }
+
+    /// A call that read a slot has ended.
+    pub(super) fn release(&mut self, slot: u32) {
+        let entry = &mut self.entries[slot as usize];
+        entry.readers -= 1;
+        if entry.readers == 0 && !entry.listed {
+            self.free(slot);
         }
     }
 

@@ -1,10 +1,12 @@
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Barrier;
 
 use sha2::Digest as _;
 
 use super::*;
 use crate::digest::Algorithm;
+use crate::store::{BlobStore, MemoryStore};
 
 const PAGE: usize = 4096 + 100;
 
@@ -99,6 +101,116 @@ fn no_flipped_byte_gets_out() {
     // Put again, all is well; no slot was lost.
     put(&arena, &pages);
     assert_eq!(get(&arena, &pages), vec![true; 20]);
+}
+
+/// A store in memory that stops before it puts, until it is let through.
+struct Gated {
+    store: MemoryStore,
+    entered: Barrier,
+    left: Barrier,
+}
+
+impl BlobStore for Gated {
+    fn algorithm(&self) -> Algorithm {
+        self.store.algorithm()
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        self.store.put(bytes)
+    }
+
+    fn put_named(&self, blobs: &[&[u8]], digests: &[Option<Digest>], monitor: &Monitor) -> Result<Vec<Digest>> {
+        self.entered.wait();
+        self.left.wait();
+        self.store.put_named(blobs, digests, monitor)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.store.get(digest)
+    }
+
+    fn has(&self, digest: &Digest) -> Result<bool> {
+        self.store.has(digest)
+    }
+
+    fn physical_bytes(&self) -> Result<u64> {
+        self.store.physical_bytes()
+    }
+}
+
+#[test]
+fn pages_go_to_a_store_out_of_their_slots() {
+    let store = MemoryStore::new(Algorithm::Sha256);
+    let root = tempfile::tempdir().unwrap();
+    let arena = PageArena::open(Some(&root.path().join("arena")), geometry(40)).unwrap();
+    let pages: Vec<_> = (0..40).map(page).collect();
+    let mut names = put(&arena, &pages);
+    for n in [3, 30] {
+        let slot = arena.lock().find(&names[n]).unwrap();
+        // SAFETY: nobody else has any part of the arena.
+        let bytes = unsafe { arena.slots.bytes_mut(slot, pages[n].len()) };
+        bytes[7 * n] ^= 1;
+    }
+    names.insert(10, name(&page(77)));
+    let failed = arena.write_to(&store, &names, &Monitor::new()).unwrap();
+    assert_eq!(
+        failed.iter().map(|(index, error)| (*index, error.code())).collect::<Vec<_>>(),
+        [(3, "integrity"), (10, "blob_not_found"), (31, "integrity")]
+    );
+    let there = store.has_many(&names).unwrap();
+    assert_eq!(there.iter().filter(|there| **there).count(), 38);
+    assert!(failed.iter().all(|(index, _)| !there[*index]));
+    // Their slots are free, and all others as before.
+    assert_eq!(arena.counts().unwrap().corrupt, 2);
+    put(&arena, &[page(100), page(101)]);
+    assert_eq!(arena.counts().unwrap().evicted, 0);
+    assert!(arena.lock().entries.iter().all(|entry| (entry.readers, entry.slow_readers) == (0, 0)));
+}
+
+#[test]
+fn no_put_waits_for_pages_on_their_way_to_a_store() {
+    let store = Gated { store: MemoryStore::new(Algorithm::Sha256), entered: Barrier::new(2), left: Barrier::new(2) };
+    let arena = PageArena::open(None, geometry(20)).unwrap();
+    let pages: Vec<_> = (0..20).map(page).collect();
+    let names = put(&arena, &pages);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| arena.write_to(&store, &names, &Monitor::new()).unwrap());
+        store.entered.wait();
+        let full = arena.put_many(&[b"one more"], None, &Monitor::new()).unwrap_err();
+        assert!(matches!(full.root(), Error::Store(_)), "{full}");
+        // What is removed meanwhile keeps its bytes until it was written.
+        assert_eq!(arena.remove(&names).unwrap(), [true; 20]);
+        assert!(arena.put_many(&[b"one more"], None, &Monitor::new()).is_err());
+        store.left.wait();
+        assert!(writing.join().unwrap().is_empty());
+    });
+    assert_eq!(store.has_many(&names).unwrap(), [true; 20]);
+    put(&arena, &pages);
+    assert_eq!(get(&arena, &pages), [true; 20]);
+}
+
+#[test]
+fn pages_of_a_store_come_into_the_arena() {
+    let store = MemoryStore::new(Algorithm::Sha256);
+    let arena = PageArena::open(None, geometry(200)).unwrap();
+    let pages: Vec<_> = (0..150).map(page).collect();
+    store.put_many(&pages.iter().map(Vec::as_slice).filter(|page| **page != pages[70]).collect::<Vec<_>>()).unwrap();
+    let mut places: Vec<Vec<u8>> = pages.iter().map(|page| vec![0; page.len()]).collect();
+    let read = |places: &mut [Vec<u8>]| {
+        let mut items: Vec<_> = pages.iter().map(|page| name(page)).zip(places.iter_mut().map(Vec::as_mut_slice)).collect();
+        arena.read_from(&store, &mut items, &Monitor::new()).unwrap().into_iter().map(|(index, _)| index).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&mut places), [70]);
+    assert!(places.iter().zip(&pages).enumerate().all(|(n, (place, page))| n == 70 || place == page));
+    assert_eq!(get(&arena, &pages).iter().filter(|found| **found).count(), 149);
+    // Without room they come all the same.
+    arena.remove(&pages.iter().map(|page| name(page)).collect::<Vec<_>>()).unwrap();
+    let others = put(&arena, &(200..400).map(page).collect::<Vec<_>>());
+    arena.pin(&others).unwrap();
+    places.iter_mut().for_each(|place| place.fill(0));
+    assert_eq!(read(&mut places), [70]);
+    assert!(places.iter().zip(&pages).enumerate().all(|(n, (place, page))| n == 70 || place == page));
+    assert_eq!(arena.has_many(&others).unwrap(), vec![true; 200]);
 }
 
 #[test]
