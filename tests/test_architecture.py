@@ -63,6 +63,8 @@ PYTHON_ORDER = [
     {"images"},
     {"prefill"},
     {"engines", "engines.tier"},
+    {"engines.lmcache_pages"},
+    {"engines.lmcache_serde"},
     {"engines.lmcache", "engines.sglang", "engines.vllm"},
     {"compat"},
     {""},  # the package itself: imports and __all__
