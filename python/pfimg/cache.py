@@ -16,51 +16,23 @@ have their own. What was put in the last moments before a process was killed may
 import logging
 import os
 import queue
-import sqlite3
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, Self
 
-from pfimg import transfer
-from pfimg._core import PageArena, Store
-from pfimg.errors import FormatError, PfimgError, StoreError
-from pfimg.page_index import APART, CacheIdentity, PageIndex, engine_key
-from pfimg.places import Place, Ref
+from pfimg._core import Store
+from pfimg.errors import FormatError, StoreError
+from pfimg.page_adoption import BROUGHT_AT_ONCE, Adopted, Adoption, Bring
+from pfimg.page_index import CacheIdentity, PageIndex, engine_key
+from pfimg.page_levels import PageLevels, check_sizes, row, sizes_of
+from pfimg.page_writer import PageWriter
+from pfimg.places import Ref
 from pfimg.registries.base import Registry
-from pfimg.store import PfStore
 from pfimg.types import StrPath
 
 _log = logging.getLogger("pfimg")
-
-# Bytes that the thread moves at a time.
-_MOVED_AT_ONCE = 16 << 20
-# Bytes that are brought from elsewhere at a time: enough that many requests are under way.
-_BROUGHT_AT_ONCE = 64 << 20
-# A registry that failed is not asked for so long, so that not every miss waits until it fails again.
-_PAUSE_SECONDS = 30.0
-
-Bring: TypeAlias = Callable[[Store, list[str]], object]
-"""Brings blobs into a store, verified; what it cannot bring it leaves out."""
-
-
-class Adopted(NamedTuple):
-    """What `PageCache.adopt` did: keys that have a page now, pages that came and their bytes, and keys that were left out."""
-
-    keys: int = 0
-    fetched: int = 0
-    bytes: int = 0
-    missing: int = 0
-    no_room: int = 0
-
-    def plus(self, **counts: int) -> "Adopted":
-        """With so much more of each."""
-        return self._replace(**{name: getattr(self, name) + count for name, count in counts.items()})
 
 
 class PageCache:
@@ -113,40 +85,24 @@ class PageCache:
         registry: Ref | Registry | None = None,
         digest: str | None = None,
     ) -> None:
-        if registry is not None:
-            Place.of(registry)  # refuses what is none before anything is made
         directory = None if path is None else Path(path).expanduser()
-        if arena_bytes < 2 * page_bytes:
-            raise FormatError(f"arena_bytes {arena_bytes} is less than two pages of {page_bytes}")
-        # One opener, by the lock of a small arena beside the store: it is let go however a process ends.
-        self._owner: PageArena | None = None
-        self._store: PfStore | None = None
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._owner = PageArena(directory / "lock", page_bytes=1, capacity_bytes=1)
-            self._store = PfStore.open(directory / "store", digest=digest, durability="none")
-        self.digest = (digest or "sha256") if self._store is None else self._store.digest
-        self._arena = PageArena(arena_path, page_bytes=page_bytes, capacity_bytes=arena_bytes, digest=self.digest)
+        self._levels = PageLevels(
+            directory,
+            page_bytes=page_bytes,
+            arena_bytes=arena_bytes,
+            arena_path=arena_path,
+            registry=registry,
+            digest=digest,
+        )
+        self.registry, self.digest = registry, self._levels.digest
         self._index = PageIndex(None if directory is None else directory / "index.sqlite")
         self._page_bytes = page_bytes
-        # Without a store this only bounds the index: what the arena gave up is found out when it is asked for.
-        self._most_bytes = store_bytes if directory is not None else 4 * arena_bytes
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        # Pages that wait for the store are pinned: half of the arena at most.
-        self._most_waiting = max(1, self._arena.slots // 2)
-        self._waiting = 0
-        # How often pages were removed: who sees it unchanged knows that none was.
-        self._removals = 0
-        self.registry = registry
-        self._paused_until = 0.0
-        self._room = threading.Condition()
-        self._error: Exception | None = None
         self._closed = False
         self._process = os.getpid()
-        self._thread = threading.Thread(target=self._work, name="pfimg-cache", daemon=True)
-        self._thread.start()
+        # Without a store this only bounds the index: what the arena gave up is found out when it is asked for.
+        self._writer = PageWriter(self._levels, self._index, store_bytes if directory is not None else 4 * arena_bytes)
         # Another thread than the one that writes, for which puts wait.
         self._ahead: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         if registry is not None:
@@ -185,49 +141,43 @@ class PageCache:
         self._index.namespace(namespace)
         if len(keys) != len(buffers):
             raise FormatError(f"{len(keys)} keys for {len(buffers)} buffers")
-        sizes = _sizes(buffers)
-        step = self._most_waiting if self._store is not None else max(1, len(keys))
+        sizes = sizes_of(buffers)
+        step = self._writer.most_waiting if self._levels.store is not None else max(1, len(keys))
         for start in range(0, len(keys), step):
             part = slice(start, start + step)
             self._put(namespace, keys[part], buffers[part], sizes[part])
 
     def _put(self, namespace: str, keys: Sequence[bytes | str], buffers: Any, sizes: list[int]) -> None:
-        with self._room:
-            self._room.wait_for(lambda: self._waiting + len(keys) <= self._most_waiting or self._store is None)
-            self._waiting += len(keys)
+        self._writer.admit(len(keys))
         try:
-            removals = self._removals
-            digests = self._arena.put_many(buffers)
-            self._release(self._index.put(namespace, keys, digests, sizes))
+            removals = self._writer.removals
+            digests = self._levels.arena.put_many(buffers)
+            self._writer.release(self._index.put(namespace, keys, digests, sizes))
             self._count(puts=len(keys), put_bytes=sum(sizes))
-            store = self._store
+            store = self._levels.store
             if store is None:
                 self._put_again(buffers, digests, removals)
-                self._release(self._index.shrink(self._most_bytes or 0))
-                self._done(len(keys))
+                self._writer.shrink()
+                self._writer.done(len(keys))
                 return
-            pinned = self._arena.pin(digests)
+            pinned = self._levels.arena.pin(digests)
             # What the arena has given up already goes to the store now: others were quicker to fill it, or the page was there
             # without a key, and was removed before this one came to stand for it.
             lost = [index for index, held in enumerate(pinned) if not held]
             if lost:
-                store.put_many([_row(buffers, index) for index in lost], digests=[digests[index] for index in lost])
+                store.put_many([row(buffers, index) for index in lost], digests=[digests[index] for index in lost])
         except BaseException:
-            self._done(len(keys))
+            self._writer.done(len(keys))
             raise
         waiting = [(digest, size) for digest, size, held in zip(digests, sizes, pinned, strict=True) if held]
-        self._jobs.put(lambda: self._write(store, waiting, len(keys)))
+        self._writer.write(store, waiting, len(keys))
 
     def _put_again(self, buffers: Any, digests: list[str], removals: int) -> None:
         """Pages that were in the arena when they were put, but were removed before their keys stood for them."""
-        if self._removals != removals:
-            lost = [index for index, held in enumerate(self._arena.has_many(digests)) if not held]
-            self._arena.put_many([_row(buffers, index) for index in lost], digests=[digests[index] for index in lost])
-
-    def _done(self, count: int) -> None:
-        with self._room:
-            self._waiting -= count
-            self._room.notify_all()
+        if self._writer.removals != removals:
+            arena = self._levels.arena
+            lost = [index for index, held in enumerate(arena.has_many(digests)) if not held]
+            arena.put_many([row(buffers, index) for index in lost], digests=[digests[index] for index in lost])
 
     def get_many(self, namespace: str, keys: Sequence[bytes | str], *, out: Any) -> list[bool]:
         """Reads pages into the caller's memory, each verified; those that only the registry has are fetched from there meanwhile.
@@ -250,11 +200,11 @@ class PageCache:
         digests = self._index.find(namespace, keys)
         known = [digest for digest in digests if digest is not None]
         if len(known) == len(keys):
-            found = self._arena.get_many(known, out=out, errors="mask") if known else []
+            found = self._levels.arena.get_many(known, out=out, errors="mask") if known else []
         else:
             found = [False] * len(keys)
             places = [index for index, digest in enumerate(digests) if digest is not None]
-            mask = self._arena.get_many(known, out=[_row(out, index) for index in places], errors="mask")
+            mask = self._levels.arena.get_many(known, out=[row(out, index) for index in places], errors="mask")
             for index, hit in zip(places, mask, strict=True):
                 found[index] = hit
         hits = found.count(True)
@@ -273,17 +223,17 @@ class PageCache:
     def _get_stored(
         self, namespace: str, keys: Sequence[bytes | str], missing: list[tuple[int, str]], out: Any, found: list[bool]
     ) -> None:
-        rows = [_row(out, index) for index, _ in missing]
+        rows = [row(out, index) for index, _ in missing]
         digests = [digest for _, digest in missing]
         mask = [False] * len(missing)
-        if self._store is not None:
-            mask = self._arena.read_from(self._store, digests, out=rows)
+        if self._levels.store is not None:
+            mask = self._levels.arena.read_from(self._levels.store, digests, out=rows)
             self._count(hits_store=mask.count(True))
         is_known = True
         if self.registry is not None and not all(mask):
             places = [place for place, hit in enumerate(mask) if not hit]
             lacking = [rows[place] for place in places]
-            _check_sizes(self._index.sizes(namespace, [keys[missing[place][0]] for place in places]), lacking)
+            check_sizes(self._index.sizes(namespace, [keys[missing[place][0]] for place in places]), lacking)
             some, is_known = self._get_remote([digests[place] for place in places], lacking)
             for place, hit in zip(places, some, strict=True):
                 mask[place] = hit
@@ -293,74 +243,31 @@ class PageCache:
                 self._forget(namespace, keys[index], digest)
 
     def _get_remote(self, digests: list[str], rows: list[Any]) -> tuple[list[bool], bool]:
-        """Which pages came from the registry into `rows`; and whether it has said that it lacks the others."""
-        with self._landing() as store:
-            is_answered = self._fetch(store, digests)
-            mask = _filled(store, digests, rows)
-        hits = [place for place, hit in enumerate(mask) if hit]
-        if hits:
-            self._arena.put_many([rows[place] for place in hits], digests=[digests[place] for place in hits])
-            self._count(hits_registry=len(hits))
-        # Keys that went meanwhile have left nobody else to remove what has come.
-        self._release([digest for digest in digests if not self._index.refers(digest)])
+        """As that of the levels."""
+        mask, is_answered = self._levels.get_remote(digests, rows)
+        self._count(hits_registry=mask.count(True))
+        self._writer.release_unreferred(digests)
         return mask, is_answered
-
-    def _fetch(self, store: Store, digests: list[str]) -> bool:
-        """Brings what it can from the registry; False when that cannot be asked."""
-        if self.registry is None or self._is_paused():
-            return False
-        try:
-            transfer.repair(store, digests, self.registry)
-        except (PfimgError, OSError) as error:
-            self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            _log.warning("%s fails, and is not asked for %d seconds: %s", self.registry, _PAUSE_SECONDS, error)
-            return False
-        return True
-
-    def _is_paused(self) -> bool:
-        return time.monotonic() < self._paused_until
-
-    @contextmanager
-    def _landing(self) -> Iterator[Store]:
-        """Where blobs land: the store, or without one what goes away at once."""
-        if self._store is not None:
-            yield self._store
-        else:
-            with TemporaryDirectory(prefix="pfimg-") as path:
-                yield Store(path, digest=self.digest, durability="none")
 
     def _forget(self, namespace: str, key: bytes | str, digest: str) -> None:
         """Removes a key whose page was lost, unless another page was put under it meanwhile."""
         dropped, gone = self._index.drop(namespace, [key], digest)
         self._count(lost=dropped)
-        self._release(gone)
+        self._writer.release(gone)
 
     def has_many(self, namespace: str, keys: Sequence[bytes | str]) -> list[bool]:
         """Whether the page of each key is there, or in the registry as far as one knows; none is read."""
         self._check_open()
         digests = self._index.find(namespace, keys)
-        there = self._there([digest for digest in digests if digest is not None])
+        there = self._levels.there([digest for digest in digests if digest is not None])
         return [digest is not None and digest in there for digest in digests]
 
     def leading_hits(self, namespace: str, keys: Sequence[bytes | str]) -> int:
         """How many keys from the first one on have their pages here: what an engine need not compute."""
         self._check_open()
         digests = [digest for digest in self._index.find(namespace, keys, leading=True) if digest is not None]
-        there = self._there(digests)
+        there = self._levels.there(digests)
         return next((place for place, digest in enumerate(digests) if digest not in there), len(digests))
-
-    def _there(self, digests: list[str]) -> set[str]:
-        """Those whose pages can be had: here, or while nothing speaks against it from the registry."""
-        if self.registry is not None and not self._is_paused():
-            return set(digests)
-        return self._here(digests)
-
-    def _here(self, digests: list[str]) -> set[str]:
-        there = {digest for digest, held in zip(digests, self._arena.has_many(digests), strict=True) if held}
-        others = [digest for digest in digests if digest not in there]
-        if self._store is not None and others:
-            there.update(digest for digest, held in zip(others, self._store.has_many(others), strict=True) if held)
-        return there
 
     def known(self, namespace: str, keys: Sequence[bytes | str]) -> list[bool]:
         """Whether each key has a page, as far as memory tells: no disk is asked, so that nothing waits for one.
@@ -369,9 +276,9 @@ class PageCache:
         """
         self._check_open()
         digests = self._index.find(namespace, keys)
-        if self._store is not None:
+        if self._levels.store is not None:
             return [digest is not None for digest in digests]
-        there = self._there([digest for digest in digests if digest is not None])
+        there = self._levels.there([digest for digest in digests if digest is not None])
         return [digest is not None and digest in there for digest in digests]
 
     def pin(self, namespace: str, keys: Sequence[bytes | str]) -> list[bool]:
@@ -383,10 +290,10 @@ class PageCache:
         self._check_open()
         digests = self._index.find(namespace, keys, pin=True)
         known = [digest for digest in digests if digest is not None]
-        if self._store is None:
-            there = {digest for digest, held in zip(known, self._arena.pin(known), strict=True) if held}
+        if self._levels.store is None:
+            there = {digest for digest, held in zip(known, self._levels.arena.pin(known), strict=True) if held}
         else:
-            there = self._there(known)
+            there = self._levels.there(known)
         lost = [key for key, digest in zip(keys, digests, strict=True) if digest is not None and digest not in there]
         self._index.unpin(namespace, lost)
         return [digest is not None and digest in there for digest in digests]
@@ -395,8 +302,8 @@ class PageCache:
         """Takes back a pin of each key; one that has none does no harm."""
         self._check_open()
         digests = self._index.unpin(namespace, keys)
-        if self._store is None:
-            self._arena.unpin(digests)
+        if self._levels.store is None:
+            self._levels.arena.unpin(digests)
 
     def sizes(self, namespace: str, keys: Sequence[bytes | str]) -> list[int | None]:
         """The bytes of each key's page, which `out` of `get_many` has to have; None where there is none."""
@@ -432,11 +339,11 @@ class PageCache:
         """
         self._check_open()
         known = list(dict.fromkeys(digest for digest in self._index.find(namespace, keys) if digest is not None))
-        cold = [digest for digest, held in zip(known, self._arena.has_many(known), strict=True) if not held]
+        cold = [digest for digest, held in zip(known, self._levels.arena.has_many(known), strict=True) if not held]
         if self.registry is not None:
             self._ahead.put(cold)
-        elif (store := self._store) is not None:
-            self._jobs.put(lambda: self._read(store, cold))
+        elif (store := self._levels.store) is not None:
+            self._writer.run(lambda: self._levels.fill(store, cold))
         else:
             return 0
         return len(cold)
@@ -467,92 +374,26 @@ class PageCache:
         """
         self._check_open()
         self._index.namespace(namespace)
-        if other := next((digest for digest in digests if not digest.startswith(f"{self.digest}:")), None):
-            raise FormatError(f"page {other} is none for a cache whose pages are named by {self.digest}", field="digest")
-        for key, size in zip(keys, sizes, strict=True):
-            if size > self._page_bytes:
-                raise FormatError(f"the page of {key!r} has {size:,} bytes, where {self._page_bytes:,} are the most")
-        known = self._index.find(namespace, keys)
-        here = self._here([digest for digest in known if digest is not None])
-        # A key whose page was lost gets it again only if it is the same.
-        free = [at for at, digest in enumerate(known) if digest not in here and digest in (None, digests[at])]
-        room = self._room_for(namespace, is_lazy=bring is None)
-        wanted = []
-        for at in free:
-            room -= sizes[at]
-            if room < 0:
-                break
-            wanted.append((keys[at], digests[at], sizes[at]))
-        done = Adopted(keys=len(keys) - len(free), no_room=len(free) - len(wanted))
-        step, now = max(1, _BROUGHT_AT_ONCE // self._page_bytes), time.time()
-        for start in range(0, len(wanted), step):
-            done = self._adopt(namespace, wanted[start : start + step], bring, now + start * APART, done)
-        self._index.find(namespace, [key for key, _, _ in reversed(wanted)])
-        if self._most_bytes is not None:
-            self._release(self._index.shrink(self._most_bytes))
-        self._jobs.put(self._index.save)
-        return done
 
-    def _adopt(
-        self, namespace: str, pages: list[tuple[bytes | str, str, int]], bring: Bring | None, at: float, done: Adopted
-    ) -> Adopted:
-        """Some of the pages of `adopt`."""
-        if bring is None:
-            self._link(namespace, pages, at)
-            return done.plus(keys=len(pages))
-        digests = list(dict.fromkeys(digest for _, digest, _ in pages))
-        with self._landing() as store:
-            removals = self._removals
-            absent = {digest for digest, held in zip(digests, store.has_many(digests), strict=True) if not held}
-            bring(store, digests)
-            self._check_open()
-            sizes = self._fill(store, digests)
-            whole = [page for page in pages if sizes.get(page[1]) == page[2]]
-            self._link(namespace, whole, at)
-            if self._removals != removals:
-                # As with a put: what was there may have been removed before a key stood for it.
+        def bring_while_open(store: Store, digests: list[str]) -> None:
+            if bring is not None:
                 bring(store, digests)
-                self._fill(store, digests)
-        self._release([digest for digest in digests if not self._index.refers(digest)])
-        came = absent.intersection(digest for _, digest, _ in whole)
-        size = sum(sizes[digest] for digest in came)
-        return done.plus(keys=len(whole), fetched=len(came), bytes=size, missing=len(pages) - len(whole))
+            self._check_open()
 
-    def _link(self, namespace: str, pages: list[tuple[bytes | str, str, int]], at: float) -> None:
-        keys, digests, sizes = [key for key, _, _ in pages], [digest for _, digest, _ in pages], [size for _, _, size in pages]
-        self._release(self._index.put(namespace, keys, digests, sizes, at=at, replace=False))
-
-    def _fill(self, store: Store, digests: list[str]) -> dict[str, int]:
-        """Reads pages into the arena; returns the bytes of those that are whole."""
-        sizes: dict[str, int] = {}
-        step = max(1, _MOVED_AT_ONCE // self._page_bytes)
-        for start in range(0, len(digests), step):
-            part = digests[start : start + step]
-            pages = store.get_many(part, errors="mask")
-            whole = [(digest, page) for digest, page in zip(part, pages, strict=True) if page is not None]
-            sizes.update({digest: len(page) for digest, page in whole})
-            fitting = [(digest, page) for digest, page in whole if len(page) <= self._page_bytes]
-            self._arena.put_many([page for _, page in fitting], digests=[digest for digest, _ in fitting])
-        return sizes
-
-    def _room_for(self, namespace: str, *, is_lazy: bool) -> int:
-        """Bytes that a namespace may come to have."""
-        most = [self._index.namespace(namespace).max_bytes, self._most_bytes]
-        if self._store is None and not is_lazy:
-            most.append(self._arena.slots * self._page_bytes)
-        return min((limit for limit in most if limit is not None), default=1 << 63)
+        bringing = None if bring is None else bring_while_open
+        return Adoption(self._levels, self._index, self._writer, namespace, bringing).run(keys, digests, sizes)
 
     def delete(self, namespace: str, keys: Sequence[bytes | str]) -> int:
         """Removes keys, and pages that no other key stands for; returns how many keys there were."""
         self._check_open()
         count, gone = self._index.drop(namespace, keys)
-        self._release(gone)
+        self._writer.release(gone)
         return count
 
     def clear(self, namespace: str) -> None:
         """Removes a namespace with its pages, bound or not; it may be bound to any identity afterwards."""
         self._check_open()
-        self._release(self._index.clear(namespace))
+        self._writer.release(self._index.clear(namespace))
 
     def flush(self) -> None:
         """Waits until all that was put is in the store and in the index's file.
@@ -561,20 +402,7 @@ class PageCache:
             Exception: What the thread that writes ran into since the last flush, a full disk for instance.
         """
         self._check_open()
-        self._flush()
-
-    def _flush(self) -> None:
-        done = threading.Event()
-        self._jobs.put(done.set)
-        done.wait()
-        self._release(self._index.expire())
-        try:
-            self._index.save()
-        except sqlite3.Error as failed:
-            self._error = self._error or failed
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._writer.flush()
 
     def close(self) -> None:
         """Writes what waits, and lets go of memory and locks. Closing twice does no harm."""
@@ -583,16 +411,11 @@ class PageCache:
         self._closed = True
         self._ahead.put(None)  # nobody waits for what is being fetched
         try:
-            self._flush()
+            self._writer.flush()
         finally:
-            self._jobs.put(None)
-            self._thread.join()
+            self._writer.close()
             self._index.close()
-            self._arena.close()
-            # Its directories are open as long as anything refers to it.
-            self._store = None
-            if self._owner is not None:
-                self._owner.close()
+            self._levels.close()
 
     def __enter__(self) -> Self:
         return self
@@ -605,17 +428,19 @@ class PageCache:
         with self._counting:
             counts = dict(self._counts)
         hits = ("hits_arena", "hits_store", "hits_registry", "misses", "lost")
-        names = ("puts", "put_bytes", *hits, "written", "written_bytes", "write_errors")
-        found = {name: counts.get(name, 0) for name in names}
-        arena = self._arena.stats()
-        store_corrupt = 0 if self._store is None else self._store.counters()["corrupt"]
+        found = {name: counts.get(name, 0) for name in ("puts", "put_bytes", *hits)}
+        arena = self._levels.arena.stats()
+        store_corrupt = 0 if self._levels.store is None else self._levels.store.counters()["corrupt"]
         return found | {
+            "written": self._writer.written,
+            "written_bytes": self._writer.written_bytes,
+            "write_errors": self._writer.errors,
             "corrupt": arena["corrupt"] + store_corrupt,
             "evicted": arena["evicted"],
             "arena_bytes": arena["bytes"],
             "indexed_bytes": self._index.bytes,
             "keys": sum(len(namespace.entries) for namespace in list(self._index.namespaces.values())),
-            "waiting_pages": self._waiting,
+            "waiting_pages": self._writer.waiting,
         }
 
     def metrics(self) -> str:
@@ -637,16 +462,11 @@ class PageCache:
         if self._process != os.getpid():
             raise StoreError(f"the cache was opened by process {self._process}: a forked one has to open its own")
 
-    def _release(self, digests: list[str]) -> None:
-        """Lets go of pages that no key stands for."""
-        if digests:
-            self._jobs.put(lambda: self._remove(digests))
-
     def _fetch_ahead(self) -> None:
         """In a thread of its own: pages to the arena, those that the store lacks from the registry."""
         while (digests := self._ahead.get()) is not None:
             try:
-                step = max(1, _BROUGHT_AT_ONCE // self._page_bytes)
+                step = max(1, BROUGHT_AT_ONCE // self._page_bytes)
                 for start in range(0, len(digests), step):
                     self._check_open()
                     self._read_ahead(digests[start : start + step])
@@ -655,79 +475,7 @@ class PageCache:
                     _log.warning("the cache cannot fetch %d pages ahead: %s", len(digests), error)
 
     def _read_ahead(self, digests: list[str]) -> None:
-        with self._landing() as store:
-            self._fetch(store, digests)
-            self._fill(store, digests)
-        self._release([digest for digest in digests if not self._index.refers(digest)])
-
-    # What follows runs in the thread, one after another.
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception as error:  # noqa: BLE001 - `flush` raises it; what comes next is written all the same
-                self._error = self._error or error
-                self._count(write_errors=1)
-                _log.warning("the cache cannot write: %s", error)
-
-    def _write(self, store: PfStore, pages: list[tuple[str, int]], count: int) -> None:
-        """Pages from the arena, where they are pinned, to the store."""
-        try:
-            there = store.has_many([digest for digest, _ in pages])
-            new = {digest: size for (digest, size), held in zip(pages, there, strict=True) if not held}
-            wanted = [digest for digest in new if self._index.refers(digest)]
-            written = [digest for digest, put in zip(wanted, self._arena.write_to(store, wanted), strict=True) if put]
-            self._count(written=len(written), written_bytes=sum(new[digest] for digest in written))
-        finally:
-            self._arena.unpin([digest for digest, _ in pages])
-            self._done(count)
-        if self._most_bytes is not None:
-            self._remove(self._index.shrink(self._most_bytes))
-        self._index.save()
-
-    def _read(self, store: PfStore, digests: list[str]) -> None:
-        """Pages from the store to the arena."""
-        self._fill(store, digests)
-
-    def _remove(self, digests: list[str]) -> None:
-        """Pages that still no key stands for, one by one: look-ups wait for it."""
-
-        def remove(digest: str) -> None:
-            self._removals += 1
-            self._arena.remove([digest])
-            # The store is the cache's own: nothing but keys relies on the file.
-            if self._store is not None and (path := self._store.blob_path(digest)) is not None:
-                path.unlink(missing_ok=True)
-
-        for digest in digests:
-            self._index.unless_referred(digest, partial(remove, digest))
-
-
-def _row(buffers: Any, index: int) -> Any:
-    """One page; a view of several dimensions gives it as a slice only."""
-    return buffers[index : index + 1] if hasattr(buffers, "nbytes") else buffers[index]
-
-
-def _check_sizes(sizes: Sequence[int | None], rows: Sequence[Any]) -> None:
-    """FormatError for a row that has not the bytes of its page."""
-    for size, (index, had) in zip(sizes, enumerate(_sizes(rows)), strict=True):
-        if size not in (None, had):
-            raise FormatError(f"a page has {size:,} bytes where {had:,} are expected", index=index)
-
-
-def _filled(store: Store, digests: list[str], rows: list[Any]) -> list[bool]:
-    """Which pages are in `rows` now. One of another length than its key promised is no page."""
-    try:
-        return store.get_many(digests, out=rows, errors="mask")
-    except FormatError:
-        if len(digests) == 1:
-            return [False]
-        return [_filled(store, [digest], [row])[0] for digest, row in zip(digests, rows, strict=True)]
-
-
-def _sizes(buffers: Any) -> list[int]:
-    """Bytes of each page."""
-    if hasattr(buffers, "nbytes") and len(buffers):
-        return [buffers.nbytes // len(buffers)] * len(buffers)
-    return [int(buffer.nbytes) if hasattr(buffer, "nbytes") else memoryview(buffer).nbytes for buffer in buffers]
+        with self._levels.landing() as store:
+            self._levels.fetch(store, digests)
+            self._levels.fill(store, digests)
+        self._writer.release_unreferred(digests)

@@ -28,11 +28,12 @@ from typing import Final, NamedTuple, TypeAlias
 
 from pfimg import engine_pages, transfer
 from pfimg._core import Manifest, Store
-from pfimg.cache import Adopted, PageCache
+from pfimg.cache import PageCache
 from pfimg.engine_pages import Part
 from pfimg.errors import BlobNotFound, FormatError, IntegrityError, LimitExceeded, StoreError
 from pfimg.fetching import absent_from, fetch, heal
 from pfimg.images import snapshot
+from pfimg.page_adoption import Adopted
 from pfimg.page_index import CacheIdentity, engine_key, key_bytes, recorded
 from pfimg.places import Place, Ref
 from pfimg.signing import Trusted

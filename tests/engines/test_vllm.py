@@ -156,7 +156,7 @@ def test_a_look_up_does_not_wait_for_the_disk(start: Open, driver: Any, monkeypa
     def has_many(*_: Any) -> list[bool]:
         raise AssertionError("the disk was asked")
 
-    monkeypatch.setattr(engine.cache._store, "has_many", has_many)
+    monkeypatch.setattr(engine.cache._levels.store, "has_many", has_many)
     assert engine.lookup(keys(10)) == 10
     engine.tier.touch(driver.offload_keys(keys(10)), request(driver))
 

@@ -188,9 +188,10 @@ def test_what_cannot_be_written_or_read_is_told(arena: pfimg.PageArena, tmp_path
     with pytest.raises(pfimg.FormatError, match="3 rows for 2 digests"):
         arena.read_from(store, digests, out=np.zeros((3, PAGE), np.uint8))
     other = pfimg.PfStore.open(tmp_path / "other", digest="blake3")
-    for call in (lambda: arena.write_to(other, digests), lambda: arena.write_to(store, ["blake3:" + "0" * 64])):
-        with pytest.raises(pfimg.FormatError, match="sha256|blake3"):
-            call()
+    with pytest.raises(pfimg.FormatError, match="blake3"):
+        arena.write_to(other, digests)
+    with pytest.raises(pfimg.FormatError, match="blake3"):
+        arena.write_to(store, ["blake3:" + "0" * 64])
     path = arena.path
     assert path is not None
     with pfimg.PageArena.attach(path) as attached:

@@ -382,7 +382,7 @@ def hold_thread(cache: pfimg.PageCache) -> threading.Event:
     def wait() -> None:
         gate.wait()
 
-    cache._jobs.put(wait)
+    cache._writer.run(wait)
     return gate
 
 
@@ -402,7 +402,7 @@ def test_a_page_that_is_removed_while_it_is_put_again_is_there(
         def after_removal(*args: Any) -> list[str]:
             gate.set()
             done = threading.Event()
-            cache._jobs.put(done.set)
+            cache._writer.run(done.set)
             assert done.wait(10)
             assert cache.stats()["arena_bytes"] == 2 * PAGE
             return put(*args)

@@ -274,7 +274,7 @@ def test_pages_removed_meanwhile_are_brought_again(tmp_path: Path, store: pfimg.
         def after_removal(*args: Any, **options: Any) -> list[str]:
             gate.set()
             done = threading.Event()
-            cache._jobs.put(done.set)
+            cache._writer.run(done.set)
             assert done.wait(10)
             return put(*args, **options)
 
@@ -510,7 +510,7 @@ def test_a_registry_that_fails_is_a_miss_and_is_left_alone(
     assert "the service is down" in caplog.text
     # Nobody should wait for them now, but nothing is forgotten.
     assert lazy.leading_hits("chat", TWENTY) == 0
-    monkeypatch.setattr(lazy, "_paused_until", 0.0)
+    monkeypatch.setattr(lazy._levels, "_paused_until", 0.0)
     assert lazy.leading_hits("chat", TWENTY) == 20
     assert read(lazy, TWENTY, pages(20)) == [True] * 20
 
@@ -534,13 +534,13 @@ def test_a_key_deleted_while_its_page_comes_leaves_nothing(
 ) -> None:
     with open_cache(tmp_path / "other", registry=published) as cache:
         pfimg.warm(cache, published, lazy=True)
-        fetch = cache._fetch
+        fetch = cache._levels.fetch
 
         def slow(*args: Any) -> bool:
             cache.delete("chat", TWENTY)
             return fetch(*args)
 
-        monkeypatch.setattr(cache, "_fetch", slow)
+        monkeypatch.setattr(cache._levels, "fetch", slow)
         read(cache, TWENTY, pages(20))
         cache.flush()
         assert list((tmp_path / "other/store/blobs").rglob("*.zst")) == []
