@@ -8,14 +8,10 @@ turns. pfimg hashes and verifies, files do not. Its memory is there before pages
 to a directory is waited for after each turn, not timed. Of the serdes `fp8` is lossy.
 """
 
-import argparse
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +22,7 @@ from tests.engines.lmcache_driver import DTYPE, Controller, create, documented, 
 
 from pfimg.engines.lmcache import PfimgFloatDeserializer, PfimgFloatSerializer
 
-from .engines import compare
+from .engines import Flush, Words, asked, compare, fresh, in_turn, words
 from .groups import MIB, SIZES
 from .pages import Batch
 from .rounds import Contender, Group, run, say, timed
@@ -45,55 +41,42 @@ class Engine:
         self._objects = [page_of(row, self.shape) for row in memory]
         self._memory: npt.NDArray[np.uint8] = memory.numpy()
 
-    def turn(self, adapter: Controller, keys: list[ObjectKey]) -> dict[str, float]:
+    def turn(self, adapter: Controller, keys: list[ObjectKey], flush: Flush) -> dict[str, float]:
         """Seconds a page to store and to load the batch, and a key to look keys up; fails if the pages have changed."""
-        asked, layouts = keys[:ASKED], {0: MemoryLayoutDesc([self.shape], [DTYPE])}
+        first, layouts = keys[:ASKED], {0: MemoryLayoutDesc([self.shape], [DTYPE])}
         np.copyto(self._memory, self._batch.pages)
         stored, storing = timed(lambda: adapter.submit("store", keys, self._objects).result())
-        found, looking = timed(lambda: adapter.submit("lookup", asked, layouts).result())
+        found, looking = timed(lambda: adapter.submit("lookup", first, layouts).result())
         self._memory[:] = 0
         loaded, loading = timed(lambda: adapter.submit("load", keys, self._objects).result())
-        adapter.adapter.submit_unlock(asked)
-        whole = stored.is_successful() and found.popcount() == len(asked) and loaded.popcount() == len(keys)
+        adapter.adapter.submit_unlock(first)
+        whole = stored.is_successful() and found.popcount() == len(first) and loaded.popcount() == len(keys)
         if not (whole and np.array_equal(self._memory, self._batch.pages)):
             raise ValueError(f"{type(adapter.adapter).__name__} did not give back what was stored")
-        return {"store": storing / len(keys), "load": loading / len(keys), "look-up": looking / len(asked)}
+        if flush is not None:
+            flush()
+        return {"store": storing / len(keys), "load": loading / len(keys), "look-up": looking / len(first)}
 
 
 def contenders(batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
     """What takes turns, and what ends it."""
     engine = Engine(batch)
-    room = 2 * len(batch) * batch.page_bytes
-    options = {"arena_bytes": room, "page_bytes": batch.page_bytes}
-    ours = {
-        "pfimg, memory": Controller(create(documented(options))),
-        "pfimg, memory, blake3": Controller(create(documented(options | {"digest": "blake3"}))),
-        "pfimg, memory and directory": Controller(
-            create(documented(options | {"path": str(base / "tier"), "store_bytes": room}))
-        ),
-    }
 
-    def in_pfimg(adapter: Controller, root: Path) -> dict[str, float]:
-        seconds = engine.turn(adapter, named(root))
-        adapter.adapter.cache.flush()
-        return seconds
+    def turn(adapter: Controller, root: Path, flush: Flush) -> dict[str, float]:
+        # Hashes of tokens, as long as the engine's.
+        return engine.turn(adapter, [key_of(name.encode().hex().rjust(64, "0")) for name in fresh(root, batch)], flush)
 
-    def in_files(root: Path) -> dict[str, float]:
-        root.mkdir()
-        adapter = Controller(create({"type": "fs_native", "base_path": str(root)}))
-        seconds = engine.turn(adapter, named(root))
-        adapter.close()
-        return seconds
+    def made(told: Words) -> Controller:
+        return Controller(create(documented(told | {"page_bytes": batch.page_bytes})))
 
-    def named(root: Path) -> list[ObjectKey]:
-        """Keys that no turn had before: hashes of tokens, as long as the engine's."""
-        return [key_of(f"{root.name}-{place}".encode().hex().rjust(64, "0")) for place in range(len(batch))]
-
-    def end() -> None:
-        for adapter in ours.values():
-            adapter.close()
-
-    return {name: partial(in_pfimg, adapter) for name, adapter in ours.items()} | {"LMCache fs_native": in_files}, end
+    return in_turn(
+        {name: made(told) for name, told in words(batch, base).items()},
+        "LMCache fs_native",
+        lambda root: Controller(create({"type": "fs_native", "base_path": str(root)})),
+        turn,
+        flush=lambda adapter: adapter.adapter.cache.flush(),
+        close=lambda adapter: adapter.close(),
+    )
 
 
 def serdes(label: str, base: Path, rounds: int) -> str:
@@ -135,17 +118,11 @@ def serdes(label: str, base: Path, rounds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    options: Any = parser.parse_args()
-    base = Path(tempfile.mkdtemp(prefix="pfimg-bench-", dir="/dev/shm"))
-    try:
-        compare(contenders, "LMCache fs_native", base, options.rounds)
+    with asked(__doc__) as (rounds, base):
+        compare(contenders, "LMCache fs_native", base, rounds)
         print("\n| bf16 pages of | serde | size | serialize, GB/s | deserialize, GB/s |", "|---|---|---:|---:|---:|", sep="\n")
         for label in ("64 KiB", "2 MiB"):
-            print(serdes(label, base / label.replace(" ", "-"), options.rounds), flush=True)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+            print(serdes(label, base / label.replace(" ", "-"), rounds), flush=True)
 
 
 if __name__ == "__main__":

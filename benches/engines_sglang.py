@@ -7,9 +7,6 @@ tensor a page. Everything lies on /dev/shm, and contenders take turns. pfimg has
 there before pages come, as in an engine; what it then writes behind to a directory is waited for after each turn, not timed.
 """
 
-import argparse
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from sglang.srt.managers.cache_controller import HiCacheController, PrefetchOper
 from sglang.srt.mem_cache.hicache_storage import STORAGE_BATCH_SIZE
 from tests.engines.sglang_driver import LAYERS, TOKENS, configuration, controller, mla_pool, one_rank
 
-from .engines import compare
+from .engines import Flush, asked, compare, fresh, in_turn, words
 from .groups import SIZES
 from .pages import Batch
 from .rounds import Contender, timed
@@ -50,7 +47,7 @@ class Engine:
             attached.attach_storage_backend(kind, TOKENS, "bench", extra)
         return attached
 
-    def turn(self, attached: HiCacheController, keys: list[str]) -> dict[str, float]:
+    def turn(self, attached: HiCacheController, keys: list[str], flush: Flush) -> dict[str, float]:
         """Seconds a page to store and to load the batch, and a key to look keys up; fails if the pages have changed."""
         batches = [
             (keys[at : at + STORAGE_BATCH_SIZE], self._indices[at * TOKENS : (at + STORAGE_BATCH_SIZE) * TOKENS])
@@ -64,57 +61,32 @@ class Engine:
         loaded, loading = timed(lambda: sum(attached.page_get_func(operation, *each) for each in batches))
         if not (stored and found == len(keys[:ASKED]) and loaded == len(keys) and np.array_equal(self.memory, self._batch.pages)):
             raise ValueError(f"{type(attached.storage_backend).__name__} did not give back what was stored")
+        if flush is not None:
+            flush()
         return {"store": storing / len(keys), "load": loading / len(keys), "look-up": looking / found}
 
 
 def contenders(batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
     """What takes turns, and what ends it."""
     engine = Engine(batch)
-    room = 2 * len(batch) * batch.page_bytes
-    options = {"arena_bytes": room}
-    ours = {
-        "pfimg, memory": engine.attach("dynamic", configuration(options).extra_config),
-        "pfimg, memory, blake3": engine.attach("dynamic", configuration(options | {"digest": "blake3"}).extra_config),
-        "pfimg, memory and directory": engine.attach(
-            "dynamic", configuration(options | {"path": str(base / "tier"), "store_bytes": room}).extra_config
-        ),
-    }
 
-    def in_pfimg(attached: HiCacheController) -> Contender:
-        def turn(root: Path) -> dict[str, float]:
-            seconds = engine.turn(attached, named(root))
-            attached.storage_backend.cache.flush()
-            return seconds
+    def turn(attached: HiCacheController, root: Path, flush: Flush) -> dict[str, float]:
+        # Hashes of tokens, as long as the engine's.
+        return engine.turn(attached, [name.encode().hex().rjust(64, "0") for name in fresh(root, batch)], flush)
 
-        return turn
-
-    def in_files(root: Path) -> dict[str, float]:
-        root.mkdir()
-        attached = engine.attach("file", {"file_storage_path": str(root)})
-        seconds = engine.turn(attached, named(root))
-        attached.detach_storage_backend()
-        return seconds
-
-    def named(root: Path) -> list[str]:
-        """Keys that no turn had before: hashes of tokens, as long as the engine's."""
-        return [f"{root.name}-{place}".encode().hex().rjust(64, "0") for place in range(len(batch))]
-
-    def end() -> None:
-        for attached in ours.values():
-            attached.detach_storage_backend()
-
-    return {name: in_pfimg(attached) for name, attached in ours.items()} | {"SGLang file": in_files}, end
+    return in_turn(
+        {name: engine.attach("dynamic", configuration(told).extra_config) for name, told in words(batch, base).items()},
+        "SGLang file",
+        lambda root: engine.attach("file", {"file_storage_path": str(root)}),
+        turn,
+        flush=lambda attached: attached.storage_backend.cache.flush(),
+        close=lambda attached: attached.detach_storage_backend(),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    base = Path(tempfile.mkdtemp(prefix="pfimg-bench-", dir="/dev/shm"))
-    try:
-        compare(contenders, "SGLang file", base, options.rounds)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    with asked(__doc__) as (rounds, base):
+        compare(contenders, "SGLang file", base, rounds)
 
 
 if __name__ == "__main__":

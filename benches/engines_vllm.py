@@ -8,9 +8,6 @@ before pages come, as in an engine; what it writes behind to a directory is wait
 of many keys takes as long as it takes until each is answered: `fs` answers at the second asking, once a thread has looked.
 """
 
-import argparse
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from itertools import takewhile
@@ -23,7 +20,7 @@ from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ReqContext, Schedu
 from vllm.v1.kv_offload.tiering.base import SecondaryTierManager, TransferJob
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 
-from .engines import compare
+from .engines import Flush, asked, compare, fresh, in_turn, words
 from .pages import Batch
 from .rounds import Contender, timed
 
@@ -48,9 +45,7 @@ class Engine:
         view = memoryview(self.rows.view(np.int8))  # type: ignore[arg-type]  # mypy knows no buffers before Python 3.12
         return SecondaryTierFactory.create_secondary_tier(configured, view, Spec(config(page_bytes=self._batch.page_bytes)))
 
-    def turn(
-        self, tier: SecondaryTierManager, keys: list[OffloadKey], flush: Callable[[], None] | None = None
-    ) -> dict[str, float]:
+    def turn(self, tier: SecondaryTierManager, keys: list[OffloadKey], flush: Flush) -> dict[str, float]:
         """Seconds a page to store and to load the batch, and a key to look keys up; fails if the pages have changed."""
         self._requests += 1
         request = ReqContext(f"request {self._requests}")
@@ -91,44 +86,24 @@ def _leading_hits(tier: SecondaryTierManager, keys: list[OffloadKey], request: R
 def contenders(batch: Batch, base: Path) -> tuple[Mapping[str, Contender], Callable[[], None]]:
     """What takes turns, and what ends it."""
     engine = Engine(batch)
-    room = 2 * len(batch) * batch.page_bytes
-    options = {"arena_bytes": room}
-    ours = {
-        "pfimg, memory": engine.tier(tier_config(options)),
-        "pfimg, memory, blake3": engine.tier(tier_config(options | {"digest": "blake3"})),
-        "pfimg, memory and directory": engine.tier(tier_config(options | {"path": str(base / "tier"), "store_bytes": room})),
-    }
 
-    def in_pfimg(tier: SecondaryTierManager) -> Contender:
-        return lambda root: engine.turn(tier, named(root), tier.cache.flush)
+    def turn(tier: SecondaryTierManager, root: Path, flush: Flush) -> dict[str, float]:
+        # Hashes of tokens, as long as the engine's.
+        return engine.turn(tier, [make_offload_key(name.encode().rjust(32, b"0"), 0) for name in fresh(root, batch)], flush)
 
-    def in_files(root: Path) -> dict[str, float]:
-        root.mkdir()
-        tier = engine.tier({"type": "fs", "root_dir": str(root)})
-        seconds = engine.turn(tier, named(root))
-        tier.shutdown()
-        return seconds
-
-    def named(root: Path) -> list[OffloadKey]:
-        """Keys that no turn had before: hashes of tokens, as long as the engine's."""
-        return [make_offload_key(f"{root.name}-{place}".encode().rjust(32, b"0"), 0) for place in range(len(batch))]
-
-    def end() -> None:
-        for tier in ours.values():
-            tier.shutdown()
-
-    return {name: in_pfimg(tier) for name, tier in ours.items()} | {"vLLM fs": in_files}, end
+    return in_turn(
+        {name: engine.tier(tier_config(told)) for name, told in words(batch, base).items()},
+        "vLLM fs",
+        lambda root: engine.tier({"type": "fs", "root_dir": str(root)}),
+        turn,
+        flush=lambda tier: tier.cache.flush(),
+        close=lambda tier: tier.shutdown(),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    base = Path(tempfile.mkdtemp(prefix="pfimg-bench-", dir="/dev/shm"))
-    try:
-        compare(contenders, "vLLM fs", base, options.rounds)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    with asked(__doc__) as (rounds, base):
+        compare(contenders, "vLLM fs", base, rounds)
 
 
 if __name__ == "__main__":
