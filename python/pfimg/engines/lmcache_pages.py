@@ -9,7 +9,6 @@ All of this is done for every page of every task, in one thread: it is written f
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from ctypes import Array, c_ubyte
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -17,6 +16,7 @@ import torch
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
 from lmcache.v1.memory_management import MemoryObj, TensorMemoryObj
 
+from pfimg.engines.tier import memory_at
 from pfimg.page_index import CacheIdentity
 
 SERIALIZED = "serialized"
@@ -122,11 +122,6 @@ def memory(pages: Sequence[MemoryObj], sizes: Iterable[int]) -> list[Any]:
     As `byte_array` makes them, which takes three times as long.
     """
     return [
-        memoryview(_array(size).from_address(page.data_ptr)) if isinstance(page, TensorMemoryObj) else page.byte_array[:size]
+        memory_at(page.data_ptr, size) if isinstance(page, TensorMemoryObj) else page.byte_array[:size]
         for page, size in zip(pages, sizes, strict=True)
     ]
-
-
-@lru_cache(maxsize=1024)
-def _array(size: int) -> type[Array[c_ubyte]]:
-    return c_ubyte * size

@@ -1,9 +1,8 @@
 """SGLang's HiCache, whose third tier (L3) this is: `PfimgStorage`, for `--hicache-storage-backend dynamic`.
 
-SGLang names a page by a hash of all tokens up to its end. A page is kept as it lies in the engine's host memory: one piece for
-each buffer that it fills there (a page of MHA in a page-first layout has two, keys and values; one of MLA has one), copied from
-and into those buffers. Layouts that scatter a page over the layers are gathered into one piece first. A page is there when all
-of its pieces are. The generic calls, on tensors, cut theirs in the same way, so that either interface finds what the other put.
+SGLang names a page by a hash of all tokens up to its end. A page is kept in pieces, as it lies in the engine's host memory, and
+is there when all of its pieces are. The generic calls, on tensors, cut theirs in the same way, so that either interface finds
+what the other put.
 
 Side pools (Mamba states, sliding windows, indexers, drafts) are in the same namespace; their keys tell the pool and how its pages
 are made. The cache's page size is the longest piece of the pool of keys and values, known when SGLang registers it; longer pieces
@@ -16,14 +15,10 @@ page that was not stored, and a warning in the log.
 Limits: memory of the CPU only. Pages belong to one rank, so that every rank of an MLA model stores its own copy.
 """
 
-import ctypes
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -37,9 +32,10 @@ from sglang.srt.mem_cache.hicache_storage import (
     PoolTransferResult,
 )
 from sglang.srt.observability.metrics_collector import StorageMetrics
-from sglang.srt.runtime_context import get_model, get_parallel, get_spec
+from sglang.srt.runtime_context import get_model, get_parallel
 
 from pfimg.cache import PageCache
+from pfimg.engines.sglang_pools import Cuts, Pool, bytes_of, cuts_of, name_of, pieces_of, published
 from pfimg.engines.tier import TierOptions
 from pfimg.errors import FormatError, StoreError
 from pfimg.page_index import CacheIdentity
@@ -60,86 +56,6 @@ _ENGINES_WORDS = (
 )
 
 _T = TypeVar("_T")
-# Piece, offset in it, length.
-_Cuts = Sequence[tuple[int, int, int]]
-
-
-class _Pool:
-    """One of SGLang's host pools: how its pages are made, and where they lie.
-
-    Attributes:
-        sizes: Bytes of the pieces of a page.
-        suffix: What tells its keys from those of other pools.
-    """
-
-    def __init__(self, host_pool: Any, name: str) -> None:
-        self._host, self._tokens = host_pool, host_pool.page_size or 1
-        self.layout, self.dtype = str(host_pool.layout), _name(getattr(host_pool, "dtype", torch.uint8))
-        self._gathered: torch.dtype | None = None
-        self.sizes = self._pieces()
-        if not self.sizes:
-            page = host_pool.get_dummy_flat_data_page()
-            self.sizes, self._gathered = (page.nbytes,), page.dtype
-        # Tokens, layers, heads, numbers a head, the first layer; what a kind of pool does not have is 0.
-        made = (getattr(host_pool, word, 0) for word in ("layer_num", "head_num", "head_dim", "kv_cache_dim", "start_layer"))
-        self.geometry: tuple[int, ...] = (self._tokens, *made, *self.sizes)
-        self.suffix = "" if name == PoolName.KV else f".{name}.{self._digest(str(name))}"
-
-    def _pieces(self) -> tuple[int, ...]:
-        """Bytes of each buffer that a page fills, where these are as long as pages; else none."""
-        if self.layout.startswith("page"):
-            # Some pools can give their pages as a whole only.
-            with suppress(NotImplementedError, ValueError):
-                return tuple(self._host.get_page_buffer_meta(torch.zeros(self._tokens, dtype=torch.int64))[1])
-        return ()
-
-    def _digest(self, name: str) -> str:
-        made = [self.dtype, self.layout, *map(str, self.geometry)]
-        if name.startswith("draft"):
-            # Another draft model may have pages of the same form.
-            made.append(str(_published(lambda: get_spec().speculative_draft_model_path)))
-        return hashlib.blake2b("\n".join(made).encode(), digest_size=4).hexdigest()
-
-    def new_page(self) -> torch.Tensor:
-        """A tensor for one page, as the engine makes them."""
-        page: torch.Tensor = self._host.get_dummy_flat_data_page()
-        return page
-
-    def sources(self, indices: torch.Tensor, cuts: _Cuts) -> list[Any]:
-        """Buffers with the pages at `indices`, cut."""
-        if self._gathered is None:
-            return self._views(indices, cuts)
-        return _rows([_bytes(self._host.get_data_page(start)) for start in indices[:: self._tokens].tolist()], cuts)
-
-    def targets(self, indices: torch.Tensor, cuts: _Cuts) -> tuple[list[Any], Callable[[Sequence[bool]], None]]:
-        """Buffers for pages at `indices`, cut, and what is to be called with which of them have been filled."""
-        gathered = self._gathered
-        if gathered is None:
-            return self._views(indices, cuts), lambda _: None
-        starts = indices[:: self._tokens].tolist()
-        pages = torch.empty((len(starts), *self.sizes), dtype=torch.uint8)
-
-        def settle(filled: Sequence[bool]) -> None:
-            for start, page, whole in zip(starts, pages, filled, strict=True):
-                if whole:
-                    self._host.set_from_flat_data_page(start, page.view(gathered))
-
-        return _rows(list(pages), cuts), settle
-
-    def _views(self, indices: torch.Tensor, cuts: _Cuts) -> list[Any]:
-        """The engine's own memory; it is there as long as the pool is, and nothing is kept of it after a call."""
-        addresses, _ = self._host.get_page_buffer_meta(indices)
-        pages = range(0, len(addresses), len(self.sizes))
-        return [
-            memoryview((ctypes.c_uint8 * length).from_address(addresses[page + piece] + start))
-            for page in pages
-            for piece, start, length in cuts
-        ]
-
-    def check(self, keys: Sequence[str], indices: torch.Tensor) -> None:
-        """FormatError unless there is a page of indices for each key."""
-        if indices.numel() != len(keys) * self._tokens:
-            raise FormatError(f"{indices.numel()} indices for {len(keys)} pages of {self._tokens} tokens")
 
 
 class PfimgStorage(HiCacheStorage):
@@ -161,11 +77,11 @@ class PfimgStorage(HiCacheStorage):
         told = storage_config.extra_config or {}
         self._options = TierOptions.of({word: value for word, value in told.items() if word not in _ENGINES_WORDS})
         # The name in the configuration is the one that is served, which several models may have.
-        model = self._options.model or _published(lambda: get_model().model_path) or storage_config.model_name
+        model = self._options.model or published(lambda: get_model().model_path) or storage_config.model_name
         if not model:
             raise FormatError("SGLang names no model: say which it is, as model", field="model")
         self._model: str = model
-        self._revision = self._options.revision or _published(lambda: get_model().revision) or ""
+        self._revision = self._options.revision or published(lambda: get_model().revision) or ""
         self._config = storage_config
         self._shard, self._part = _parts(storage_config)
         if storage_config.is_mla_model and storage_config.tp_size > 1:
@@ -177,9 +93,9 @@ class PfimgStorage(HiCacheStorage):
         self._identity: CacheIdentity | None = None
         self._page_bytes = 0
         self._opening = threading.Lock()
-        self._kv: _Pool | None = None
+        self._kv: Pool | None = None
         self._logical = False
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, Pool] = {}
         self._sizes: tuple[int, ...] = ()
         self._measured = StorageMetrics()
         self._measuring = threading.Lock()
@@ -199,7 +115,7 @@ class PfimgStorage(HiCacheStorage):
             # It only numbers the pages: what they hold is in the side pools, which come next.
             self._logical = True
             return
-        self._kv = _Pool(mem_pool_host, PoolName.KV)
+        self._kv = Pool(mem_pool_host, PoolName.KV)
         self._sizes = self._kv.sizes
         self._open(max(self._kv.sizes), self._kv.dtype, self._kv.geometry, self._kv.layout)
 
@@ -207,7 +123,7 @@ class PfimgStorage(HiCacheStorage):
         """Takes one of the pools of a hybrid model; the one of keys and values comes here once more."""
         super().register_mem_host_pool_v2(host_pool, host_pool_name)
         if host_pool_name != PoolName.KV or not self._logical:
-            self._pools[str(host_pool_name)] = _Pool(host_pool, host_pool_name)
+            self._pools[str(host_pool_name)] = Pool(host_pool, host_pool_name)
 
     def on_host_pools_registered(self) -> None:
         """Opens the cache, where no pool of keys and values has told the page size.
@@ -342,13 +258,13 @@ class PfimgStorage(HiCacheStorage):
                 hits[transfer.name] = covered
         return PoolTransferResult(max(ends, default=0), hits, ends)
 
-    def _there(self, pool: _Pool | None, keys: Sequence[str]) -> list[bool]:
+    def _there(self, pool: Pool | None, keys: Sequence[str]) -> list[bool]:
         nothing = [False] * len(keys)
         if pool is None or self.cache is None:
             return nothing
         return self._safely("look pages up", lambda: self._has(pool, keys), otherwise=nothing)
 
-    def _covered(self, pool: _Pool | None, transfer: PoolTransfer) -> int:
+    def _covered(self, pool: Pool | None, transfer: PoolTransfer) -> int:
         """How many pages the leading whole groups stand for: there is a group of keys for each block of pages."""
         there = self._there(pool, transfer.keys or [])
         leading = there.index(False) if False in there else len(there)
@@ -369,7 +285,7 @@ class PfimgStorage(HiCacheStorage):
         return self._each(transfers, self._store_pages)
 
     def _each(
-        self, transfers: Sequence[PoolTransfer], move: Callable[[_Pool, Sequence[str], torch.Tensor], list[bool]]
+        self, transfers: Sequence[PoolTransfer], move: Callable[[Pool, Sequence[str], torch.Tensor], list[bool]]
     ) -> dict[str, list[bool]]:
         results: dict[str, list[bool]] = {}
         for transfer in transfers:
@@ -386,7 +302,7 @@ class PfimgStorage(HiCacheStorage):
 
     # What moves pages, on SGLang's threads for that.
 
-    def _load_pages(self, pool: _Pool, keys: Sequence[str], indices: torch.Tensor) -> list[bool]:
+    def _load_pages(self, pool: Pool, keys: Sequence[str], indices: torch.Tensor) -> list[bool]:
         def work() -> list[bool]:
             pool.check(keys, indices)
             rows, settle = pool.targets(indices, self._cut(pool.sizes))
@@ -399,7 +315,7 @@ class PfimgStorage(HiCacheStorage):
         self._measure("prefetch", sum(found), sum(pool.sizes), time.perf_counter() - start)
         return found
 
-    def _store_pages(self, pool: _Pool, keys: Sequence[str], indices: torch.Tensor) -> list[bool]:
+    def _store_pages(self, pool: Pool, keys: Sequence[str], indices: torch.Tensor) -> list[bool]:
         def work() -> list[bool]:
             pool.check(keys, indices)
             self._put(pool.suffix, keys, pool.sources(indices, self._cut(pool.sizes)))
@@ -415,12 +331,12 @@ class PfimgStorage(HiCacheStorage):
             return []
         pages = [self._new_page() for _ in keys] if targets is None else targets
         rows = [page.view(-1).view(torch.uint8) for page in pages]
-        found = self._get("", keys, _rows(rows, self._cut(self._sizes_of(pages))))
+        found = self._get("", keys, pieces_of(rows, self._cut(self._sizes_of(pages))))
         return [page if whole else None for page, whole in zip(pages, found, strict=True)]
 
     def _store_tensors(self, keys: Sequence[str], pages: Sequence[torch.Tensor]) -> bool:
         if keys:
-            self._put("", keys, _rows([_bytes(page) for page in pages], self._cut(self._sizes_of(pages))))
+            self._put("", keys, pieces_of([bytes_of(page) for page in pages], self._cut(self._sizes_of(pages))))
         return True
 
     def _new_page(self) -> torch.Tensor:
@@ -433,17 +349,17 @@ class PfimgStorage(HiCacheStorage):
         if any(page.nbytes != length for page in pages):
             raise FormatError("pages of several sizes in one call")
         if self.cache is None:
-            self._open(length, _name(pages[0].dtype), (length,), "flat")
+            self._open(length, name_of(pages[0].dtype), (length,), "flat")
         self._sizes = self._sizes or (length,)
         return self._sizes if sum(self._sizes) == length else (length,)
 
     # What asks the cache.
 
-    def _cut(self, sizes: tuple[int, ...]) -> _Cuts:
+    def _cut(self, sizes: tuple[int, ...]) -> Cuts:
         self._opened()
-        return _cuts(sizes, self._page_bytes)
+        return cuts_of(sizes, self._page_bytes)
 
-    def _has(self, pool: _Pool, keys: Sequence[str]) -> list[bool]:
+    def _has(self, pool: Pool, keys: Sequence[str]) -> list[bool]:
         names = _names(keys, pool.suffix, len(self._cut(pool.sizes)))
         return _whole(self._opened().has_many(self._namespace, names), len(keys))
 
@@ -482,21 +398,8 @@ def _parts(config: HiCacheStorageConfig) -> tuple[str, str]:
     shard = [f"{name}{rank}of{size}" for name, (rank, size) in shares.items() if size > 1]
     heads = [f"tp{config.tp_rank}of{config.tp_size}"] if config.tp_size > 1 else []
     # Attention groups are told in the configuration, whole replicas of an engine are not.
-    replica = config.dp_rank or _published(lambda: get_parallel().dp_rank)
+    replica = config.dp_rank or published(lambda: get_parallel().dp_rank)
     return " ".join(shard), "-".join([*heads, *shard, *([f"dp{replica}"] if replica else [])])
-
-
-def _published(read: Callable[[], Any]) -> Any:
-    """What SGLang's process says of itself; None where it has not been told, or where there is none."""
-    with suppress(AttributeError, RuntimeError, ValueError):
-        return read()
-    return None
-
-
-@cache
-def _cuts(sizes: tuple[int, ...], most: int) -> _Cuts:
-    """Pieces of some sizes, cut to at most so many bytes."""
-    return [(piece, start, min(most, size - start)) for piece, size in enumerate(sizes) for start in range(0, size, most)]
 
 
 def _names(keys: Sequence[str], suffix: str, count: int) -> list[str]:
@@ -519,17 +422,3 @@ def _ends(there: Sequence[bool], transfer: PoolTransfer) -> set[int]:
     trailing = transfer.hit_policy == PoolHitPolicy.TRAILING_PAGES
     window = max(1, len(transfer.keys or ())) if trailing else len(there)
     return {end for end, run in enumerate(runs, 1) if run >= min(window, end)}
-
-
-def _rows(pages: Sequence[torch.Tensor], cuts: _Cuts) -> list[torch.Tensor]:
-    """Pages of bytes, cut; where a page has several pieces, they lie one behind the other."""
-    lengths = [length for _, _, length in cuts]
-    return [row for page in pages for row in page.split(lengths)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _bytes(page: torch.Tensor) -> torch.Tensor:
-    return page.contiguous().view(-1).view(torch.uint8)

@@ -6,10 +6,12 @@ process. So each part has a directory of its own below the one that is configure
 A tier may begin with the pages of an image in a registry: they come while the engine starts, and what fails is a warning.
 """
 
+import ctypes
 import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -127,6 +129,17 @@ class TierOptions:
                 _log.warning("%s cannot be warmed from %s: %s", namespace, source, error)
         else:
             _log.info("%s is warm: %d keys from %s in %.1f s", namespace, report.keys, source, report.seconds)
+
+
+def memory_at(address: int, length: int) -> memoryview:
+    """Memory of an engine, in place; whoever asks for it sees to it that it is there as long as the view is."""
+    return memoryview(_array(length).from_address(address))
+
+
+@lru_cache(maxsize=1024)
+def _array(length: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
+    """Kept, since such a type takes longer to make than all else that is done for a page, and goes with its last object."""
+    return ctypes.c_ubyte * length
 
 
 def _checked(word: str, value: Any) -> Any:
