@@ -66,7 +66,7 @@ PYTHON_ORDER = [
     {"images"},
     {"prefill"},
     {"engines", "engines.tier"},
-    {"engines.lmcache_pages", "engines.sglang_pools"},
+    {"engines.lmcache_lanes", "engines.lmcache_pages", "engines.sglang_pools"},
     {"engines.lmcache_serde"},
     {"engines.lmcache", "engines.sglang", "engines.vllm"},
     {"compat"},

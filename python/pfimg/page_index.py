@@ -95,7 +95,7 @@ def key_bytes(key: bytes | str) -> bytes:
 
 def _all_bytes(keys: Iterable[bytes | str]) -> list[bytes]:
     """The same for many: a call for each would take as long as all else that is done with it."""
-    return [b"b" + key if type(key) is bytes else key_bytes(key) for key in keys]
+    return [b"b" + key if type(key) is bytes else b"t" + key.encode() if type(key) is str else key_bytes(key) for key in keys]
 
 
 def engine_key(raw: bytes) -> bytes | str:

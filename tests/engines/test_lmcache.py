@@ -156,6 +156,32 @@ def test_pages_of_another_layout_rank_model_or_tenant_are_misses(start: Open) ->
     assert load(engine, named(3)) == rows(content)
 
 
+def test_a_task_in_parts_is_one(start: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("pfimg.engines.lmcache._PART_PAGES", 3)
+    monkeypatch.setattr("pfimg.engines.lmcache._PART_BYTES", 1)
+    engine, told = start(), Told()
+    engine.adapter.register_listener(told)
+    asked, content = named(20), pages(20)
+    assert store(engine, asked, content).bytes_transferred() == 20 * PAGE_BYTES
+    assert told.here == dict.fromkeys(asked, PAGE_BYTES)
+    engine.adapter.delete([asked[4], asked[19]])
+    expected = [page if index not in {4, 19} else None for index, page in enumerate(rows(content))]
+    assert load(engine, asked) == expected
+    assert sorted(told.accessed, key=asked.index) == [key for key in asked if key in told.here]
+    # A part that fails fails the task; what the others did is there.
+    put_many = engine.adapter.cache.put_many
+
+    def failing(namespace: str, some: list[bytes], buffers: Any) -> None:
+        if asked[4].chunk_hash in some[0]:
+            raise OSError("this part is not for you")
+        put_many(namespace, some, buffers)
+
+    monkeypatch.setattr(engine.adapter.cache, "put_many", failing)
+    assert not store(engine, asked[1:], content[1:]).is_successful()
+    assert "this part is not for you" in caplog.text
+    assert lookup(engine, asked) == [index for index in range(20) if index != 4]
+
+
 def test_a_look_up_without_layouts_finds_pages_of_any(start: Open) -> None:
     engine = start()
     store(engine, named(2), pages(2))

@@ -12,25 +12,24 @@ the shape is right is for the serde to find out, as ours does. Pages are of at m
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import nsmallest
 from itertools import count
 from operator import or_
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from lmcache.lmcache_native import Bitmap
 from lmcache.v1.distributed.api import KeyEntry, KeyListPage, MemoryLayoutDesc, ObjectKey
 from lmcache.v1.distributed.internal_api import L1MemoryDesc, L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import AdapterUsage, L2AdapterInterface, L2TaskId
 from lmcache.v1.memory_management import MemoryObj
-from lmcache.v1.platform import create_event_notifier
 
 from pfimg._core import threads
 from pfimg.cache import PageCache
+from pfimg.engines.lmcache_lanes import Lane
 from pfimg.engines.lmcache_pages import SERIALIZED, Part, by_part, bytes_of, key_of, layout, layouts, memory, names
 from pfimg.engines.lmcache_serde import PfimgFloatDeserializer, PfimgFloatSerializer
 from pfimg.engines.tier import TierOptions
@@ -50,15 +49,11 @@ _TOLD_AT_ONCE = 1024
 # Keys that are looked up in memory by the thread that asks: to have another one do it takes longer for few, and no less for all.
 _LOOKED_UP_AT_ONCE = 1024
 
-# Of each kind of task: see above.
-_THREADS = 2
-
 # What a part of a task has at least: as many pages as keep the core's threads busy, and so many bytes that these take longer than
 # what is done for the whole of a part.
 _PART_PAGES = 16 * threads()
 _PART_BYTES = 8 << 20
 
-_Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 
@@ -71,82 +66,6 @@ class LMCacheOptions(TierOptions):
     """
 
     page_bytes: int | None = None
-
-
-class _Task(Generic[_Result]):
-    """A task that is under way: what its parts came to, joined."""
-
-    def __init__(self, number: L2TaskId, parts: int, failed: _Result) -> None:
-        self.number, self.left, self.failed = number, parts, failed
-        self.result: _Result | None = None
-        self.error: Exception | None = None
-
-
-class _Lane(Generic[_Result]):
-    """Tasks of one kind: done by threads, told of by an event, each result asked for once."""
-
-    def __init__(self, kind: str, join: Callable[[_Result, _Result], _Result]) -> None:
-        self._kind, self._join = kind, join
-        self._event = create_event_notifier()
-        self._results: dict[L2TaskId, _Result] = {}
-        self._lock = threading.Lock()
-        self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"pfimg-{kind}")
-
-    def fileno(self) -> int:
-        return int(self._event.fileno())
-
-    def submit(
-        self, number: L2TaskId, parts: Sequence[Callable[[], _Result]], failed: _Result, *, at_once: bool = False
-    ) -> L2TaskId:
-        task = _Task(number, len(parts), failed)
-        for part in parts:
-            try:
-                if at_once:
-                    self._run(task, part)
-                else:
-                    self._workers.submit(self._run, task, part)
-            except RuntimeError as error:
-                self._end(task, None, error)
-        return number
-
-    def _run(self, task: _Task[_Result], part: Callable[[], _Result]) -> None:
-        try:
-            self._end(task, part(), None)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it fails this task and nothing else
-            self._end(task, None, error)
-
-    def _end(self, task: _Task[_Result], result: _Result | None, error: Exception | None) -> None:
-        """A part has ended; with the last one, the task has."""
-        with self._lock:
-            task.left -= 1
-            task.error = task.error or error
-            if result is not None:
-                task.result = result if task.result is None else self._join(task.result, result)
-            if task.left:
-                return
-            if task.error is not None:
-                _log.warning("LMCache's %s task %d failed: %s", self._kind, task.number, task.error)
-            done = task.result if task.error is None else None
-            self._results[task.number] = task.failed if done is None else done
-        # It is closed when the adapter is, and then nobody waits for it.
-        with suppress(OSError, ValueError):
-            self._event.notify()
-
-    def take(self, task: L2TaskId) -> _Result | None:
-        with self._lock:
-            return self._results.pop(task, None)
-
-    def take_all(self) -> dict[L2TaskId, _Result]:
-        with self._lock:
-            results, self._results = self._results, {}
-        return results
-
-    def drain(self) -> None:
-        """Waits for what was submitted: LMCache takes back the memory of these tasks afterwards."""
-        self._workers.shutdown()
-
-    def close(self) -> None:
-        self._event.close()
 
 
 class PfimgL2Adapter(L2AdapterInterface):
@@ -185,9 +104,9 @@ class PfimgL2Adapter(L2AdapterInterface):
         self._closed = False
         if options.page_bytes is not None:
             self._opened(options.page_bytes)
-        self._stores: _Lane[L2StoreResult] = _Lane("store", _sum)
-        self._lookups: _Lane[Bitmap] = _Lane("look-up", or_)
-        self._loads: _Lane[Bitmap] = _Lane("load", or_)
+        self._stores: Lane[L2StoreResult] = Lane("store", _sum)
+        self._lookups: Lane[Bitmap] = Lane("look-up", or_)
+        self._loads: Lane[Bitmap] = Lane("load", or_)
 
     def _opened(self, page_bytes: int) -> PageCache:
         """The cache; it is opened now, for pages of this length, unless it is open already."""
@@ -388,7 +307,8 @@ class PfimgL2Adapter(L2AdapterInterface):
                         pages[place].set_used_size(length)
         self._tell()
         if loaded:
-            self._notify_keys_accessed(loaded)
+            with self._telling:
+                self._notify_keys_accessed(loaded)
         return found
 
     def delete(self, keys: list[ObjectKey]) -> None:
