@@ -346,13 +346,12 @@ class PageIndex:
         """Whether any key stands for a page."""
         return digest in self._references
 
-    def unless_referred(self, digest: str, remove: Callable[[], None]) -> bool:
-        """Has a page removed that no key stands for; none comes to stand for it meanwhile. Returns whether that was so."""
+    def unless_referred(self, digests: Sequence[str], remove: Callable[[list[str]], None]) -> None:
+        """Has those pages removed that no key stands for; none comes to stand for one meanwhile."""
         with self._lock:
-            if digest in self._references:
-                return False
-            remove()
-            return True
+            gone = [digest for digest in digests if digest not in self._references]
+            if gone:
+                remove(gone)
 
     def _set(self, namespace: Namespace, key: bytes, digest: str, size: int, put: float) -> Entry:
         self._tick += 1

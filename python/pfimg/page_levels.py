@@ -135,12 +135,14 @@ class PageLevels:
             self.arena.put_many([page for _, page in fitting], digests=[digest for digest, _ in fitting])
         return sizes
 
-    def remove(self, digest: str) -> None:
-        """Removes a page from arena and store."""
-        self.arena.remove([digest])
-        # The store is the cache's own: nothing but keys relies on the file.
-        if self.store is not None and (path := self.store.blob_path(digest)) is not None:
-            path.unlink(missing_ok=True)
+    def remove(self, digests: list[str]) -> None:
+        """Removes pages from arena and store."""
+        self.arena.remove(digests)
+        # The store is the cache's own: nothing but keys relies on the files.
+        if self.store is not None:
+            for digest in digests:
+                if (path := self.store.blob_path(digest)) is not None:
+                    path.unlink(missing_ok=True)
 
 
 def row(buffers: Any, index: int) -> Any:

@@ -7,14 +7,19 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
-from functools import partial
 
 from pfimg.page_index import PageIndex
 from pfimg.page_levels import PageLevels
 from pfimg.store import PfStore
 
 _log = logging.getLogger("pfimg")
+
+# Look-ups wait while pages are removed, so that few are removed at a time; and a lock goes to who asks for it again at once
+# rather than to who waits, unless there is a break.
+_REMOVED_AT_ONCE = 16
+_BREAK_SECONDS = 5e-5
 
 
 class PageWriter:
@@ -125,11 +130,11 @@ class PageWriter:
         self._index.save()
 
     def _remove(self, digests: list[str]) -> None:
-        """One by one: look-ups wait for it."""
+        for start in range(0, len(digests), _REMOVED_AT_ONCE):
+            if start:
+                time.sleep(_BREAK_SECONDS)
+            self._index.unless_referred(digests[start : start + _REMOVED_AT_ONCE], self._remove_few)
 
-        def remove(digest: str) -> None:
-            self.removals += 1
-            self._levels.remove(digest)
-
-        for digest in digests:
-            self._index.unless_referred(digest, partial(remove, digest))
+    def _remove_few(self, digests: list[str]) -> None:
+        self.removals += 1
+        self._levels.remove(digests)

@@ -425,20 +425,25 @@ def test_a_page_gets_no_key_while_it_is_removed() -> None:
         assert digest is not None
         entered, later = threading.Event(), threading.Event()
 
-        def remove() -> None:
+        removed: list[str] = []
+
+        def remove(digests: list[str]) -> None:
             entered.set()
             assert not later.wait(0.2), "a key came to stand for it"
+            removed.extend(digests)
 
         def put() -> None:
             entered.wait()
             cache._index.put("chat", ["b"], [digest], [PAGE])
             later.set()
 
-        assert not cache._index.unless_referred(digest, remove)
+        cache._index.unless_referred([digest], remove)
+        assert not removed
         cache._index.drop("chat", ["a"])
         thread = threading.Thread(target=put)
         thread.start()
-        assert cache._index.unless_referred(digest, remove)
+        cache._index.unless_referred([digest], remove)
+        assert removed == [digest]
         thread.join()
         assert later.is_set()
 
