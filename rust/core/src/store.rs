@@ -25,7 +25,7 @@ use crate::limits;
 use crate::pool::Monitor;
 
 pub use counters::{Counters, Counts};
-pub use dir::{DirStore, Durability, GRACE, Options, RENEW_AFTER};
+pub use dir::{DirStore, Durability, GRACE, LOOKED_UP_AT_ONCE, Options, RENEW_AFTER};
 pub use lock::Hold;
 pub use memory::MemoryStore;
 pub use put::TASK_BLOBS;

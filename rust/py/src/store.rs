@@ -7,7 +7,7 @@ use std::time::Duration;
 use pfimg_core::capture::{self, CaptureOptions};
 use pfimg_core::codec::{Codec, Encoding, Framed};
 use pfimg_core::restore::{self, RestoreOptions};
-use pfimg_core::store::{GRACE, Options};
+use pfimg_core::store::{GRACE, LOOKED_UP_AT_ONCE, Options};
 use pfimg_core::walk::{self, Selection};
 use pfimg_core::{Algorithm, BlobStore, Digest, DirStore, Error, Images, gc, verify};
 use pyo3::IntoPyObjectExt;
@@ -165,6 +165,9 @@ impl Store {
     /// Whether each blob is there; none is read. Those that are old are as good as new for `gc` afterwards.
     fn has_many(&self, py: Python<'_>, digests: Vec<PyDigest>) -> Result<Vec<bool>> {
         let digests = digests::digests(digests);
+        if digests.len() <= LOOKED_UP_AT_ONCE {
+            return Ok(py.detach(|| self.blobs.any().keep_many(&digests))?);
+        }
         work::run(py, None, |_| self.blobs.any().keep_many(&digests))
     }
 

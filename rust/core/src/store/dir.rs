@@ -41,6 +41,8 @@ use crate::{io, limits};
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 /// A put renews the time of a blob that is older: half of [`GRACE`].
 pub const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
+/// So many names are looked up by the thread that asks: those of the pool may be at work on large blobs for longer than it takes.
+pub const LOOKED_UP_AT_ONCE: usize = 1024;
 
 /// What a put waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,6 +277,9 @@ impl BlobStore for DirStore {
             Ok(form) => Ok(form.is_some()),
             Err(error) => Err(error.at(index)),
         };
+        if digests.len() <= LOOKED_UP_AT_ONCE {
+            return digests.iter().enumerate().map(has).collect();
+        }
         pool::install(|| digests.par_iter().enumerate().with_min_len(64).map(has).collect())
     }
 
@@ -289,6 +294,9 @@ impl BlobStore for DirStore {
             let kept = self.check_algorithm(digest).and_then(|()| batch.keeps(digest));
             kept.map_err(|error| error.at(index))
         };
+        if digests.len() <= LOOKED_UP_AT_ONCE {
+            return digests.iter().enumerate().map(keep).collect();
+        }
         pool::install(|| digests.par_iter().enumerate().with_min_len(64).map(keep).collect())
     }
 

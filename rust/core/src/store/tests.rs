@@ -2,11 +2,12 @@ mod floats;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::codec::{Codec, Encoding, Form, Framed};
-use crate::layout;
+use crate::{layout, pool};
 
 fn options(codec: Codec, durability: Durability) -> Options {
     Options { encoding: Encoding::new(codec, 1).unwrap(), durability, published: false }
@@ -185,6 +186,29 @@ fn a_buffer_of_another_length_is_refused_and_the_blob_stays() {
         assert_eq!(error.code(), "format", "{error}");
         assert!(store.has(&digest).unwrap());
     }
+}
+
+#[test]
+fn a_few_look_ups_do_not_wait_for_the_pool() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let there = store.put(b"page").unwrap();
+    let absent = digest::hash(Algorithm::Sha256, b"another");
+    let (busy, free) = (Barrier::new(pool::threads() + 1), Barrier::new(pool::threads() + 1));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            pool::install(|| {
+                rayon::broadcast(|_| {
+                    busy.wait();
+                    free.wait();
+                })
+            })
+        });
+        busy.wait();
+        let found = store.has_many(&[there, absent]).and_then(|has| Ok((has, store.keep_many(&[absent, there])?)));
+        free.wait();
+        assert_eq!(found.unwrap(), (vec![true, false], vec![false, true]));
+    });
 }
 
 #[test]
