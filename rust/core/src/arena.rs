@@ -295,7 +295,9 @@ impl PageArena {
         });
         if let Names::True(names) = names {
             copies.for_each(|(page, place)| place.copy_from_slice(page));
-            taken.iter().for_each(|&(_, page)| digests[page] = names[page]);
+            for &(_, page) in taken {
+                digests[page] = names[page];
+            }
         } else {
             digest::hash_copies(self.slots.geometry.algorithm, copies, |index, digest| digests[taken[index].1] = digest);
         }

@@ -145,7 +145,9 @@ impl PageArena {
             arena.write_to(store.as_ref(), &names, monitor)
         })?;
         let mut found = vec![true; names.len()];
-        failed.iter().for_each(|(index, _)| found[*index] = false);
+        for (index, _) in failed {
+            found[index] = false;
+        }
         Ok(found)
     }
 
@@ -158,7 +160,7 @@ impl PageArena {
         if places.len() != digests.len() {
             return Err(Error::format("out", format!("it has {} rows for {} digests", places.len(), digests.len())).into());
         }
-        Ok(work::run(py, None, |monitor| {
+        work::run(py, None, |monitor| {
             monitor.expect(digests.len() as u64);
             let mut items: Vec<(Digest, &mut [u8])> = digests.into_iter().map(|digest| digest.0).zip(places).collect();
             let mut found = vec![true; items.len()];
@@ -167,7 +169,7 @@ impl PageArena {
                 found[index] = false;
             }
             Ok(found)
-        })?)
+        })
     }
 
     /// Whether each page is there; none is read.

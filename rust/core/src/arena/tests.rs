@@ -207,7 +207,9 @@ fn pages_of_a_store_come_into_the_arena() {
     arena.remove(&pages.iter().map(|page| name(page)).collect::<Vec<_>>()).unwrap();
     let others = put(&arena, &(200..400).map(page).collect::<Vec<_>>());
     arena.pin(&others).unwrap();
-    places.iter_mut().for_each(|place| place.fill(0));
+    for place in &mut places {
+        place.fill(0);
+    }
     assert_eq!(read(&mut places), [70]);
     assert!(places.iter().zip(&pages).enumerate().all(|(n, (place, page))| n == 70 || place == page));
     assert_eq!(arena.has_many(&others).unwrap(), vec![true; 200]);
