@@ -48,6 +48,7 @@ PYTHON_ORDER = [
     {"transit", "packing", "registries.workers", "registries.tree", "registries.retries"},
     {"places", "registries.web"},
     {"fetching"},
+    {"delivery"},
     {"transfer", "garbage"},
     {"registries.file", "registries.http", "registries.oci.manifest", "registries.oci.credentials", "registries.s3.failures"}
     | {"registries.hf.access", "registries.hf.failures", "registries.ipfs.node", "registries.ipfs.arrival"},

@@ -72,7 +72,7 @@ def documented() -> Iterator[tuple[str, str]]:
     """Name and docstring of everything in the package, the compiled part too."""
     found = [module.name for module in pkgutil.walk_packages(pfimg.__path__, "pfimg.")]
     # Plug-ins can be imported only where their engines can; tests/engines does.
-    names = [name for name in found if not re.fullmatch(r"pfimg\.engines\.(lmcache|sglang|vllm)", name)]
+    names = [name for name in found if not re.fullmatch(r"pfimg\.engines\.(lmcache|sglang|vllm)\w*", name)]
     for module in [pfimg, *map(importlib.import_module, names)]:
         yield module.__name__, module.__doc__ or ""
         for name, item in vars(module).items():

@@ -77,6 +77,22 @@ def test_all_is_done_and_no_more_at_once_than_allowed() -> None:
     assert no_threads_are_left()
 
 
+def test_ctrl_c_while_a_thread_begins_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Workers(4, Traffic(), "here").run(lambda _: None, range(100))
+    assert no_threads_are_left()
+
+
 def test_bytes_in_flight_are_bounded_and_a_large_item_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "IN_FLIGHT_BYTES", 100)
     lock = threading.Lock()

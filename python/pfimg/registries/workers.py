@@ -105,7 +105,8 @@ class _Crew(Generic[T, R]):
             self._tasks.put(None)
         until = time.monotonic() + _GRACE_SECONDS
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():  # the last one may not have begun when the caller was interrupted
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _count(self, done: _Done[T, R]) -> _Done[T, R]:
         self.running -= 1
