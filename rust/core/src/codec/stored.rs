@@ -110,7 +110,8 @@ fn blocks(group: &[u8]) -> usize {
 #[must_use]
 pub fn stored_len(len: u64) -> u64 {
     let more_blocks = len.div_ceil(BLOCK_BYTES as u64).saturating_sub(1);
-    Header::of(len, 0).len as u64 + more_blocks * (ALIGNMENT * BLOCK_HEADER) as u64 + len
+    // A frame may announce any length.
+    (Header::of(len, 0).len as u64 + more_blocks * (ALIGNMENT * BLOCK_HEADER) as u64).saturating_add(len)
 }
 
 /// The content of a stored frame, in its blocks, if `frame` is exactly that of a content of `len` bytes.

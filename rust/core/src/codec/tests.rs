@@ -75,7 +75,8 @@ fn what_is_not_exactly_a_stored_frame_has_no_blocks() {
             None => assert!(!is_content(index), "{index}"),
         }
     }
-    for other in [&frame[..frame.len() - 1], &[&frame[..], &[0]].concat(), &zstd_of(&content), &[]] {
+    let endless = [&[0x28, 0xb5, 0x2f, 0xfd, 0xe0][..], &[0xff; 8]].concat();
+    for other in [&endless[..], &frame[..frame.len() - 1], &[&frame[..], &[0]].concat(), &zstd_of(&content), &[]] {
         assert_eq!(stored_blocks(other), None);
     }
 }
