@@ -1,7 +1,7 @@
 """Power cuts: what had returned is there, what is seen is whole, and nothing wrong is ever returned.
 
 Each call is recorded once. Of the states in which the disk may be found after each of its steps, the extremes and some chosen by
-chance are made real and looked at; `PFIMG_FAULT_STATES=100` tries so many at each step.
+chance are made real and looked at; `PFIMG_FAULT_STATES=10` tries so many at each step.
 """
 
 from __future__ import annotations
