@@ -41,7 +41,7 @@ CRATE_ROOMS = {
 PYTHON_ORDER = [
     {"_core"},
     {"errors", "types", "config", "timestamps"},
-    {"page_index", "uses"},
+    {"page_index", "uses", "locks"},
     {"registries.refs", "asymmetric"},
     {"keys"},
     {"signing", "seen", "engine_pages", "effects", "environment", "car", "registries.base", "registries.connections"},

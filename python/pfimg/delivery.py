@@ -83,32 +83,20 @@ def deliver(
     progress: ProgressCallback | None,
 ) -> tuple[AnyRef, Meter]:
     """Sends what a place lacks of `wanted`, which `blobs` gives, and publishes; returns where, and what moved."""
-    with base.holding(to.transport):
-        return _deliver_held(to, manifest, signature, wanted, blobs=blobs, progress=progress)
-
-
-def _deliver_held(
-    to: Place,
-    manifest: Manifest,
-    signature: bytes,
-    wanted: list[str],
-    *,
-    blobs: Callable[[list[str], Meter], Iterator[StoredBlob]],
-    progress: ProgressCallback | None,
-) -> tuple[AnyRef, Meter]:
     meter = Meter.of("send", progress, to.transport)  # of both attempts; a blob that is sent twice counts once
-    for attempts_left in (1, 0):
-        send(to, wanted, blobs, meter)
-        try:
-            return to.transport.publish(to.ref, manifest.to_json(), signature), meter
-        except BlobNotFound:
-            # What was there is gone; the transport knows by now.
-            if not attempts_left:
-                raise
+    with base.holding(to.transport):
+        for attempts_left in (1, 0):
+            send_missing(to, wanted, blobs, meter)
+            try:
+                return to.transport.publish(to.ref, manifest.to_json(), signature), meter
+            except BlobNotFound:
+                # What was there is gone; the transport knows by now.
+                if not attempts_left:
+                    raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def send(to: Place, wanted: list[str], blobs: Callable[[list[str], Meter], Iterator[StoredBlob]], meter: Meter) -> None:
+def send_missing(to: Place, wanted: list[str], blobs: Callable[[list[str], Meter], Iterator[StoredBlob]], meter: Meter) -> None:
     """Sends what a place lacks of `wanted`."""
     missing = to.transport.missing(wanted)
     absent = [digest for digest in wanted if digest in missing]
@@ -144,7 +132,7 @@ def pull_image(
 ) -> PullReport:
     """Fetches an image from a place into a store: what is not here."""
     start = time.monotonic()
-    manifest, _, verdict = read(place, trust)
+    manifest, _, verdict = read_accepted(place, trust)
     is_vouched_for = verdict.status == "verified"
     if is_vouched_for and not allow_older:
         seen.check(store, str(place.ref), manifest)
@@ -158,7 +146,7 @@ def pull_image(
     return meter.pulled(image, len(wanted), verdict, start)
 
 
-def read(place: Place, trust: Trusted) -> tuple[Manifest, bytes, Verdict]:
+def read_accepted(place: Place, trust: Trusted) -> tuple[Manifest, bytes, Verdict]:
     """The manifest, its signature, and what that proves. Nothing is parsed before the signature is accepted."""
     policy = signing.trust_policy(trust, place.ref.key_word)
     manifest, signature = place.transport.read_manifest(place.ref)

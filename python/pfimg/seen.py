@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +25,10 @@ from typing import Final, NamedTuple
 from pfimg import timestamps
 from pfimg._core import Manifest, Store
 from pfimg.errors import FormatError, SignatureError, StoreError, about
+from pfimg.locks import flock
 
 DIRECTORY: Final = "seen"
 """Where a store keeps it, below its root."""
-
-
-# Between two attempts to get the lock, and how long they go on.
-_POLL_SECONDS: Final = 0.002
-_PATIENCE: Final = 300.0
 
 
 class Seen(NamedTuple):
@@ -138,23 +133,10 @@ def _moment(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[int]:
-    """Keeps other pulls from writing; whoever has the lock may be stopped, and is not waited for for ever."""
+    """Keeps other pulls from writing."""
     with _opened(directory) as descriptor:
-        give_up = time.monotonic() + _PATIENCE
-        while not _has_locked(descriptor):
-            if time.monotonic() > give_up:
-                message = f"{directory}: others have held its lock for {_PATIENCE:.0f} seconds: see whether one is stopped"
-                raise StoreError(message, code="busy", path=directory)
-            time.sleep(_POLL_SECONDS)
+        flock(descriptor, fcntl.LOCK_EX, directory, lambda message: StoreError(message, code="busy", path=directory))
         yield descriptor
-
-
-def _has_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Self, overload
 
 from pfimg import signing
 from pfimg._core import CarFrames, Manifest, Store
-from pfimg.delivery import deliver, deliver_image, pull_image, push_image, read, scratch, send, told_apart
+from pfimg.delivery import deliver, deliver_image, pull_image, push_image, read_accepted, scratch, send_missing, told_apart
 from pfimg.errors import BadRef, FormatError, RegistryError
 from pfimg.fetching import Selection, absent_from, fetch, fetch_all, heal, passing
 from pfimg.packing import PackedTransport
@@ -191,7 +191,7 @@ def copy(
     here, there = (Place.of(ref, **_given(jobs=jobs)) for ref in (source, destination))
     there = there.for_writing()
     there.expect(expect)
-    manifest, signature, _ = read(here, trust)
+    manifest, signature, _ = read_accepted(here, trust)
     if sign is not None or signing.environment_key(there.ref.key_word) is not None:
         signature = signing.sign(manifest.to_json(), signing.signing_key(sign, there.ref.key_word))
     if codec is None and isinstance(there.transport, Neighbour):
@@ -275,7 +275,7 @@ def push_blobs(
         raise RegistryError(message, code="not_offered")
     meter = Meter.of("send", progress, to.transport)
     with store.hold(), told_apart(store), base.holding(to.transport):
-        send(to, wanted, lambda absent, meter: stored(store, absent, to.transport, codec, meter), meter)
+        send_missing(to, wanted, lambda absent, meter: stored(store, absent, to.transport, codec, meter), meter)
     return meter.pushed(to.ref, len(wanted), start)
 
 
@@ -312,7 +312,7 @@ def repair(store: Store, digests: Iterable[str], source: Ref | Registry) -> set[
 def read_image(ref: Ref, *, trust: Trusted = None, jobs: int | None = None) -> tuple[Place, Manifest]:
     """The manifest of an image, whose signature was accepted as `pull` accepts it, and the way to the image's blobs."""
     place = Place.of(ref, **_given(jobs=jobs))
-    manifest, _, _ = read(place, trust)
+    manifest, _, _ = read_accepted(place, trust)
     return place.unpacked(), manifest
 
 
@@ -393,7 +393,7 @@ class TransportRegistry:
         if store is not None:
             with _as_store(store) as local:
                 return pull_image(place, local, Selection(), trust=self._sign_key, progress=progress)
-        manifest, _, _ = read(place, self._sign_key)
+        manifest, _, _ = read_accepted(place, self._sign_key)
         with scratch(manifest) as local:
             meter = Meter.of("fetch", progress, place.transport)
             digests = fetch_all(place.unpacked(), manifest, local, Selection(), meter)

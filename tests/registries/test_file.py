@@ -24,6 +24,7 @@ from tests.registries.programs import needs_reference
 from tests.registries.s3_places import BucketPlace, point_to
 
 import pfimg
+from pfimg import locks
 from pfimg.keys import SigningKey
 from pfimg.registries import FileRegistry, FileTransport, file
 from pfimg.signing import PUBLIC_KEY, sign
@@ -494,7 +495,7 @@ def test_somebody_who_is_stopped_stops_nobody_for_ever(
         "push": lambda: pfimg.push(store, second, ref),
         "remove": lambda: pfimg.remove_image(ref),
     }
-    monkeypatch.setattr(file, "_PATIENCE", 0.3)
+    monkeypatch.setattr(locks, "PATIENCE", 0.3)
     command = [sys.executable, "-c", HOLDER, str(root / below), str(kind)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

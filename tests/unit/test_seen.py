@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pfimg
-from pfimg import seen
+from pfimg import locks, seen
 
 REF = "file:///srv/größe#one"
 
@@ -104,7 +104,7 @@ def test_a_directory_with_any_name_is_remembered(store: pfimg.PfStore) -> None:
 def test_somebody_who_is_stopped_stops_nobody_for_ever(store: pfimg.PfStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = image(store, "2026-01-01T00:00:00Z"), image(store, "2026-01-01T00:00:01Z")
     seen.remember(store, REF, first, allow_older=False)
-    monkeypatch.setattr(seen, "_PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
     other = os.open(document(store).parent, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(pfimg.StoreError, match="others have held its lock for 0 seconds") as caught:

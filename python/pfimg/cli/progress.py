@@ -15,18 +15,28 @@ from contextlib import contextmanager
 from pfimg.types import Progress, human_size
 
 
+class _Clock:
+    """How long phases have lasted: each begins when the one before it has told its last."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._began: dict[str, float] = {}
+
+    def seconds(self, phase: str) -> float:
+        """Seconds of the phase of which there is an event now."""
+        began = self._began.setdefault(phase, self._last)
+        self._last = time.monotonic()
+        return self._last - began
+
+
 @contextmanager
 def events() -> Iterator[Callable[[Progress], None]]:
     """Yields the callable that a long call feeds with events, for programs; `rate` is in bytes a second, of the phase so far."""
-    began: dict[str, float] = {}
+    clock = _Clock()
     shown: dict[str, float] = {}
-    last = time.monotonic()
 
     def show(event: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        seconds = now - began.setdefault(event.phase, last)  # a phase begins where the one before it has told its last
-        last = now
+        now, seconds = time.monotonic(), clock.seconds(event.phase)
         if event.done == event.total or now >= shown.get(event.phase, 0) + 1:
             shown[event.phase] = now
             rate = round(event.bytes / seconds) if seconds else None
@@ -53,14 +63,15 @@ def bar() -> Iterator[Callable[[Progress], None] | None]:
         progress.TimeRemainingColumn(compact=True),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        tasks: dict[str, tuple[progress.TaskID, float]] = {}
+        clock = _Clock()
+        tasks: dict[str, progress.TaskID] = {}
 
         def show(event: Progress) -> None:
             if event.phase not in tasks:
-                tasks[event.phase] = display.add_task(event.phase, amount="", total=None), time.monotonic()
-            task, start = tasks[event.phase]
+                tasks[event.phase] = display.add_task(event.phase, amount="", total=None)
+            seconds = clock.seconds(event.phase)
             done, total = (event.bytes, event.total_bytes) if event.total_bytes else (event.done, event.total or None)
-            display.update(task, completed=done, total=total, amount=_amount(event, time.monotonic() - start))
+            display.update(tasks[event.phase], completed=done, total=total, amount=_amount(event, seconds))
 
         yield show
 

@@ -23,6 +23,7 @@ from typing import BinaryIO, Final
 
 from pfimg._core import Store
 from pfimg.errors import BackendError, BlobNotFound, FormatError, LimitExceeded, RegistryError, about
+from pfimg.locks import POLL_SECONDS, flock
 from pfimg.registries.base import Lying, Pack, Range, Sink, StoredBlob, blob_name
 from pfimg.registries.refs import NAME, AnyRef, FileRef
 from pfimg.registries.tree import (
@@ -46,9 +47,6 @@ _BATCH_BYTES: Final = 256 << 20
 # What a file system says that knows no locks, or none on directories; those on a network want a file that can be written.
 _NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EISDIR)
 _LOCK: Final = ".lock"
-# Between two attempts to get a lock, and how long they go on.
-_POLL_SECONDS: Final = 0.002
-_PATIENCE: Final = 300.0
 
 
 class FileRegistry(TransportRegistry):
@@ -115,7 +113,7 @@ class FileTransport(ListedTree):
     @contextmanager
     def alone(self) -> Iterator[None]:
         """See Sweeper. Whoever waits has its turn between two of these."""
-        time.sleep(2 * _POLL_SECONDS)
+        time.sleep(2 * POLL_SECONDS)
         with ExitStack() as stack:
             _lock(self.root / "blobs", fcntl.LOCK_EX, stack)
             yield
@@ -353,18 +351,7 @@ def _lock(directory: Path, kind: int, stack: ExitStack) -> None:
 
 
 def _flock(descriptor: int, kind: int, directory: Path) -> None:
-    """Only tries, again and again: it answers signals, has an end, and nobody queues behind it."""
-    give_up = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > give_up:
-                message = f"{directory}: others have held its lock for {_PATIENCE:.0f} seconds: see whether one is stopped"
-                raise BackendError(message, code="busy", path=directory, retryable=True) from error
-        else:
-            return
-        time.sleep(_POLL_SECONDS)
+    flock(descriptor, kind, directory, lambda message: BackendError(message, code="busy", path=directory, retryable=True))
 
 
 def _made(directory: Path) -> Path:

@@ -10,8 +10,9 @@
 //! An exported buffer cannot be freed or resized by Python: `bytearray`, `mmap`, `array` and NumPy refuse while an export is alive. What can
 //! happen is that another thread *changes* bytes while they are read here. The interface forbids that, and the core only hashes, compresses
 //! and copies what it is given to store, with every access inside the slice whatever the bytes are; so a changed byte gives a blob that does
-//! not match its name, which the next read finds. What is parsed or decoded is taken by [`constant`] instead, or copied. It ends where foreign code breaks its own
-//! rules: an exporter that frees exported memory, or a tensor whose storage is resized (`resize_`, `set_`) during the call.
+//! not match its name, which the next read finds. What is parsed or decoded is taken by [`constant`] instead, or copied. It ends where
+//! foreign code breaks its own rules: an exporter that frees exported memory, or a tensor whose storage is resized (`resize_`, `set_`) during
+//! the call.
 #![expect(unsafe_code, reason = "memory of Python objects is reached by pointer; see the module's text")]
 
 use std::fmt;

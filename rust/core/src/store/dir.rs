@@ -277,10 +277,7 @@ impl BlobStore for DirStore {
             Ok(form) => Ok(form.is_some()),
             Err(error) => Err(error.at(index)),
         };
-        if digests.len() <= LOOKED_UP_AT_ONCE {
-            return digests.iter().enumerate().map(has).collect();
-        }
-        pool::install(|| digests.par_iter().enumerate().with_min_len(64).map(has).collect())
+        look_up(digests, has)
     }
 
     fn keep(&self, digest: &Digest) -> Result<bool> {
@@ -294,10 +291,7 @@ impl BlobStore for DirStore {
             let kept = self.check_algorithm(digest).and_then(|()| batch.keeps(digest));
             kept.map_err(|error| error.at(index))
         };
-        if digests.len() <= LOOKED_UP_AT_ONCE {
-            return digests.iter().enumerate().map(keep).collect();
-        }
-        pool::install(|| digests.par_iter().enumerate().with_min_len(64).map(keep).collect())
+        look_up(digests, keep)
     }
 
     fn physical_bytes(&self) -> Result<u64> {
@@ -344,4 +338,12 @@ impl BlobStore for DirStore {
     fn get_stream(&self, digest: &Digest, writer: &mut dyn Write) -> Result<u64> {
         self.open_blob(digest)?.read_to(writer)
     }
+}
+
+/// What `look` says of each digest and its index, in parallel where there are many.
+fn look_up(digests: &[Digest], look: impl Fn((usize, &Digest)) -> Result<bool> + Send + Sync) -> Result<Vec<bool>> {
+    if digests.len() <= LOOKED_UP_AT_ONCE {
+        return digests.iter().enumerate().map(look).collect();
+    }
+    pool::install(|| digests.par_iter().enumerate().with_min_len(64).map(look).collect())
 }

@@ -104,21 +104,33 @@ impl DirStore {
                 Err(error) => failed.push((index, error)),
             }
         }
-        // All that is not in memory has been asked for by now, so that the disk has many requests at once.
+        self.verify_frames(read, wait, monitor, |index, found| {
+            failed.extend(found.and_then(|len| monitor.advance(1, len)).err().map(|error| (index, error)));
+        });
+        failed.sort_unstable_by_key(|(index, _)| *index);
+        failed
+    }
+
+    /// Verifies frames together: those that were read, and those that are still to be read, for which the disk has been asked, so that it has
+    /// many requests at once. `tell` gets the length of each that is sound, by its index.
+    fn verify_frames<'s, 'f>(
+        &self,
+        mut read: Vec<(usize, BlobReader<'s>, &'f [u8])>,
+        wait: Vec<(usize, BlobReader<'s>, &'f mut [u8])>,
+        monitor: &Monitor,
+        mut tell: impl FnMut(usize, Result<u64>),
+    ) {
         for (index, reader, frame) in wait {
             match monitor.check().and_then(|()| reader.fill_frame(frame)) {
                 Ok(()) => read.push((index, reader, &*frame)),
-                Err(error) => failed.push((index, error)),
+                Err(error) => tell(index, Err(error)),
             }
         }
         let frames: Vec<Framed<'_>> = read.iter().map(|(_, reader, frame)| Framed::in_form(reader.form, frame)).collect();
         let digests = frame_digests(&frames.iter().collect::<Vec<_>>(), self.algorithm());
         for ((index, reader, frame), found) in read.iter().zip(digests) {
-            let accepted = reader.accept_frame(found).and_then(|()| monitor.advance(1, frame.len() as u64));
-            failed.extend(accepted.err().map(|error| (*index, error)));
+            tell(*index, reader.accept_frame(found).map(|()| frame.len() as u64));
         }
-        failed.sort_unstable_by_key(|(index, _)| *index);
-        failed
     }
 
     /// Verifies a few files, each in the form and of the length that it was found with, all in memory at once; false for one that is gone.
@@ -157,18 +169,7 @@ impl DirStore {
                 Err(error) => checked[index] = Err(error),
             }
         }
-        // All that is not in memory has been asked for by now, so that the disk has many requests at once.
-        for (index, reader, frame) in wait {
-            match monitor.check().and_then(|()| reader.fill_frame(frame)) {
-                Ok(()) => read.push((index, reader, &*frame)),
-                Err(error) => checked[index] = Err(error),
-            }
-        }
-        let frames: Vec<Framed<'_>> = read.iter().map(|(_, reader, frame)| Framed::in_form(reader.form, frame)).collect();
-        let digests = frame_digests(&frames.iter().collect::<Vec<_>>(), self.algorithm());
-        for ((index, reader, _), found) in read.iter().zip(digests) {
-            checked[*index] = reader.accept_frame(found).map(|()| true);
-        }
+        self.verify_frames(read, wait, monitor, |index, found| checked[index] = found.map(|_| true));
         checked
     }
 
