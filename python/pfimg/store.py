@@ -196,9 +196,13 @@ class PfStore(Store):
         return healed | {image for image in wanted.intersection(self.markers()) if self._rewrite(image)}
 
     def _rewrite(self, image: str) -> bool:
+        """Whether both are sound now: an image that lacks a layer is not made visible, and stays in the report."""
         if (manifest := self._manifest(image)) is None:
             return False
-        self.put_manifest(manifest)
+        try:
+            self.put_manifest(manifest)
+        except BlobNotFound:
+            return False
         return True
 
     def gc(

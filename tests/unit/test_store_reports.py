@@ -204,6 +204,17 @@ def test_manifest_and_marker_heal_each_other(store: pfimg.PfStore, registry: str
         assert report.repaired == (image,)
 
 
+def test_an_image_that_lacks_more_than_its_manifest_is_reported(store: pfimg.PfStore, registry: str, tmp_path: Path) -> None:
+    ((image, manifest),) = store.images()
+    for digest in (image, manifest.world.fs):
+        lost = blob_path(store, digest)
+        lost.unlink()
+        (tmp_path / "registry" / lost.relative_to(store.root)).unlink(missing_ok=True)
+    report = store.verify(repair_from=registry)
+    assert {finding.digest for finding in report.missing} == {image, manifest.world.fs}
+    assert report.repaired == ()
+
+
 def test_a_source_that_is_no_reference_is_refused(store: pfimg.PfStore) -> None:
     blob_path(store, pfimg.snapshot(store, agent="tester")).unlink()
     with pytest.raises(pfimg.BadRef):
