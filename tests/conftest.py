@@ -14,7 +14,7 @@ from pfimg.registries import base
 
 DATA = Path(__file__).parent / "data"
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.servers.fixtures", "tests.hub.fixtures"]
 
 # Processors are shared with other tests and with servers: how long an example takes says nothing of what is tested.
 settings.register_profile("shared", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -184,8 +184,9 @@ def _prepared(root: Path) -> None:
     write_image(root)
 
 
-def push(to: Callable[[Path], str], **options: str) -> Scene:
-    """To the registry that `to` names."""
+def push(to: Callable[[Path], str], *, seen: Callable[[Path], str] | None = None, **options: str) -> Scene:
+    """To the registry that `to` names, where others see it as `seen` names it."""
+    seen = seen or to
 
     def act(root: Path) -> str:
         store = pfimg.PfStore.open(root / "store", durability="none")
@@ -194,7 +195,7 @@ def push(to: Callable[[Path], str], **options: str) -> Scene:
     def look(root: Path, returned: bool) -> None:
         store = pfimg.PfStore.open(root / "store", durability="none")
         image = the_image(store)
-        shown = is_published(to(root), image, contents(store, image), root / "scratch")
+        shown = is_published(seen(root), image, contents(store, image), root / "scratch")
         assert shown or not returned
 
     def outcome(root: Path) -> object:
@@ -227,6 +228,17 @@ def pull(to: Callable[[Path], str], layers: list[str] | None = None, **options: 
             assert contents(other, image) == contents(here, image)
 
     return Scene(prepare, act, look, lambda root: files(root / "other"))
+
+
+def at_a_node(root: Path) -> None:
+    """Pushes the image to an IPFS node, and notes where it is seen there, which its content tells."""
+    _prepared(root)
+    (root / "address").write_text(push(lambda _: "ipfs://").act(root))
+
+
+def address(root: Path) -> str:
+    """Where the image is seen at the node."""
+    return (root / "address").read_text()
 
 
 def pull_with_trust() -> Scene:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.faults import scenes
 from tests.faults.tracing import Run, alone, apart, needs_ptrace, run
+from tests.registries.ipfs_places import IpfsPlace
 from tests.registries.s3_places import point_to
 
 import pfimg
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.servers import OciServer, S3Server
+    from tests.servers import Kubo, OciServer, S3Server
 
 pytestmark = needs_ptrace
 
@@ -38,13 +40,19 @@ def chosen(points: int, *, dear: bool = False) -> list[int]:
     return sorted({1 + at * (points - LAST) // spread for at in range(spread)} | set(range(points - LAST + 1, points + 1)))
 
 
-def kill_everywhere(scene: scenes.Scene, base: Path, *, is_remote: bool = False) -> tuple[int, int]:
-    """Runs a scene to its end, then to each of the points; returns how many there are, and how many kills it survived."""
+def kill_everywhere(
+    scene: scenes.Scene, base: Path, *, is_remote: bool = False, renew: Callable[[], object] = lambda: None
+) -> tuple[int, int]:
+    """Runs a scene to its end, then to each of the points; returns how many there are, and how many kills it survived.
+
+    `renew` takes back what earlier runs have left at a service, before each.
+    """
     template, work = base / "template", base / "work"
     template.mkdir()
     scenes.give_number(template, 0)
     apart(lambda: scene.prepare(template))
     shutil.copytree(template, work, symlinks=True)
+    apart(renew)
     undisturbed = run(lambda: scene.act(work), work)
     assert undisturbed.code == 0
     expected = apart(lambda: (scene.look(work, True), scene.outcome(work))[1])
@@ -53,6 +61,7 @@ def kill_everywhere(scene: scenes.Scene, base: Path, *, is_remote: bool = False)
         shutil.rmtree(work)
         shutil.copytree(template, work, symlinks=True)
         scenes.give_number(work, number)
+        apart(renew)
         disturbed = run(lambda: scene.act(work), work, kill_at=number)
         try:
             assert disturbed.code == 0
@@ -110,5 +119,36 @@ def test_a_kill_at_any_request_to_an_oci_registry(
 ) -> None:
     below = f"oci://{distribution.registry}/{distribution.repository()}"
     points, kills = alone(requests_everywhere, direction, below, "-", scratch)
+    record(points=points, kills=kills)
+    assert kills > 0
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_a_kill_at_any_request_to_a_hub(direction: str, scratch: Path, record: Callable[..., None]) -> None:
+    points, kills = alone(requests_everywhere, direction, "hf://tester/agent", "-", scratch)
+    record(points=points, kills=kills)
+    assert kills > 0
+
+
+def node_everywhere(direction: str, kubo: Kubo, base: Path) -> tuple[int, int]:
+    # What is pushed is named by its content: the node forgets it before each push.
+    if direction == "push":
+        scene = replace(scenes.push(lambda _: "ipfs://", seen=scenes.address), prepare=scenes.at_a_node)
+        return kill_everywhere(scene, base, is_remote=True, renew=lambda: forget(kubo))
+    return kill_everywhere(replace(scenes.pull(scenes.address), prepare=scenes.at_a_node), base, is_remote=True)
+
+
+def forget(kubo: Kubo) -> None:
+    """Takes everything off a node."""
+    IpfsPlace(kubo).call("repo/gc")
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_a_kill_at_any_request_to_a_node(
+    direction: str, kubo: Kubo, scratch: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[..., None]
+) -> None:
+    monkeypatch.setenv("IPFS_API", kubo.api)
+    points, kills = alone(node_everywhere, direction, kubo, scratch)
     record(points=points, kills=kills)
     assert kills > 0

@@ -1,13 +1,11 @@
 """Registries that the contract runs against: one `Adapter` each, added to `ADAPTERS`, and images to move."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from tests.hub import Hub
-from tests.hub.client import speaking_to
 from tests.registries.hf_places import HfPlace
 from tests.registries.ipfs_places import IpfsPlace
 from tests.registries.oci_places import OciPlace, PackedOciPlace
@@ -263,18 +261,3 @@ def make_image(tmp_path: Path, store: pfimg.PfStore) -> Callable[..., str]:
 @pytest.fixture
 def image(make_image: Callable[..., str]) -> str:
     return make_image()
-
-
-@pytest.fixture(scope="session")
-def _hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(_hub: Hub, tmp_path: Path) -> Iterator[Hub]:
-    """A Hugging Face Hub without repositories, to which the environment leads; a request it did not expect fails the test."""
-    _hub.clear()
-    with speaking_to(_hub, tmp_path / "hf-home"):
-        yield _hub
-    assert _hub.errors == []
