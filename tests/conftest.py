@@ -1,6 +1,7 @@
 """What most tests need: an empty store, real KV pages, and settings that do not come from the machine."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,11 @@ pytest_plugins = ["tests.servers.fixtures", "tests.hub.fixtures"]
 # Processors are shared with other tests and with servers: how long an example takes says nothing of what is tested.
 settings.register_profile("shared", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+
+# Where tests are started in the background, interruptions are ignored by all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class KvPages(NamedTuple):
