@@ -233,6 +233,61 @@ pub fn read_cached_at(file: &File, slices: &mut [IoSliceMut<'_>], offset: u64) -
     }
 }
 
+/// Whether the end of a file is not in the system's memory. That one page is asked for, and nothing else: [`read_cached_at`] may have the disk
+/// read much of what it does not find.
+#[must_use]
+pub fn is_cold(file: &File, len: u64) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{Advice, fadvise};
+        let _ = fadvise(file, 0, None, Advice::Random);
+        let end = read_cached_at(file, &mut [IoSliceMut::new(&mut [0])], len.saturating_sub(1));
+        let _ = fadvise(file, 0, None, Advice::Normal);
+        matches!(end, Ok(Cached::Nothing))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, len);
+        false
+    }
+}
+
+/// What the place and the length of memory must be multiples of, for files to be read into it directly: the blocks of any disk in use.
+pub const DIRECT_UNIT: usize = 4096;
+
+/// Reads a file from its start to its end, or until `memory` is full, without taking it into the system's own memory; None where the file
+/// system does not do that.
+pub fn read_directly(file: &File, memory: &mut [u8]) -> io::Result<Option<usize>> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{OFlags, fcntl_setfl};
+        use rustix::io::Errno;
+        if matches!(fcntl_setfl(file, OFlags::DIRECT), Err(Errno::INVAL)) {
+            return Ok(None);
+        }
+        let mut filled = 0;
+        // What was read ends within a block only where the file ends.
+        while filled < memory.len() && filled.is_multiple_of(DIRECT_UNIT) {
+            match rustix::io::pread(file, &mut memory[filled..], filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::INVAL) => {
+                    fcntl_setfl(file, OFlags::empty())?;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(filled))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, memory);
+        Ok(None)
+    }
+}
+
 /// How many file descriptors this process may have.
 #[must_use]
 pub fn most_descriptors() -> u64 {

@@ -124,9 +124,15 @@ impl Blobs {
         let shards: Vec<&[BlobFile]> = files.chunk_by(|a, b| a.shard() == b.shard()).collect();
         // So many directories at a time that their files fill the lanes of a kernel.
         let parts = cut(0..shards.len(), usize::MAX, TASK_BLOBS, |index| shards[index].len());
-        let share = pool::share(files.len(), TASK_BLOBS);
-        let check = |part: Range<usize>| check_shards(store, &shards[part], share, journal, monitor);
-        let checked: Vec<Vec<State>> = pool::install(|| parts.into_par_iter().map(check).collect::<Result<_>>())?;
+        let mut end = 0;
+        let range = |part: Range<usize>| {
+            let begin = end;
+            end += shards[part].iter().map(|shard| shard.len()).sum::<usize>();
+            begin..end
+        };
+        let parts: Vec<Range<usize>> = parts.into_iter().map(range).collect();
+        let run = Run { store, files: &files, share: pool::share(files.len(), TASK_BLOBS), journal, monitor };
+        let checked: Vec<Vec<State>> = pool::install(|| parts.into_par_iter().map(|part| run.check_shards(part)).collect::<Result<_>>())?;
         let base = store.root().join(layout::blobs(store.algorithm()));
         let mut blobs = Self::default();
         for (file, state) in files.iter().zip(checked.into_iter().flatten()) {
@@ -273,54 +279,76 @@ fn reason(error: &Error) -> String {
     }
 }
 
-/// Checks the files of a few directories, `share` of them at a time, and notes the directories where all are sound.
-fn check_shards(store: &DirStore, shards: &[&[BlobFile]], share: usize, journal: &Journal, monitor: &Monitor) -> Result<Vec<State>> {
-    let began = journal.now();
-    let files: Vec<(&BlobFile, bool)> =
-        shards.iter().flat_map(|shard| shard.iter().map(|file| (file, journal.vouches(file.shard(), &file.meta)))).collect();
-    let len = |index: usize| usize::try_from(files[index].0.meta.len).unwrap_or(usize::MAX);
-    let tasks = cut(0..files.len(), share, WHOLE_FILE_BYTES, len);
-    let states: Vec<Vec<State>> = tasks.into_par_iter().map(|task| check(store, &files[task], monitor)).collect::<Result<_>>()?;
-    let states: Vec<State> = states.into_iter().flatten().collect();
-    let mut rest = &states[..];
-    for shard in shards {
-        let (own, others) = rest.split_at(shard.len());
-        rest = others;
-        if let Some(began) = began.filter(|_| !own.iter().any(|state| matches!(state, State::Corrupt(_)))) {
-            journal.finished(shard.first().map_or("", BlobFile::shard), began);
-        }
-    }
-    Ok(states)
+/// One reading of all files of a store.
+struct Run<'a> {
+    store: &'a DirStore,
+    files: &'a [BlobFile],
+    /// So many of them are read and hashed together.
+    share: usize,
+    journal: &'a Journal,
+    monitor: &'a Monitor,
 }
 
-/// Whether the contents of a few files hash to their names; those that are known to do are not read.
-fn check(store: &DirStore, files: &[(&BlobFile, bool)], monitor: &Monitor) -> Result<Vec<State>> {
-    let mut states: Vec<State> = files.iter().map(|_| State::None).collect();
-    let (mut places, mut small) = (Vec::new(), Vec::new());
-    for (place, (file, known)) in files.iter().enumerate() {
-        let len = file.meta.len;
-        match file.blob.filter(|_| len > 0) {
-            Some((digest, form)) if !known && len <= WHOLE_FILE_BYTES as u64 => {
+impl Run<'_> {
+    /// Checks the files of a few directories, and notes the directories where all are sound.
+    fn check_shards(&self, files: Range<usize>) -> Result<Vec<State>> {
+        let began = self.journal.now();
+        let tasks = cut(files.clone(), self.share, WHOLE_FILE_BYTES, |index| usize::try_from(self.files[index].meta.len).unwrap_or(usize::MAX));
+        let states: Vec<Vec<State>> = tasks.into_par_iter().map(|task| self.check(task)).collect::<Result<_>>()?;
+        let states: Vec<State> = states.into_iter().flatten().collect();
+        let mut rest = &states[..];
+        for shard in self.files[files].chunk_by(|a, b| a.shard() == b.shard()) {
+            let (own, others) = rest.split_at(shard.len());
+            rest = others;
+            if let Some(began) = began.filter(|_| !own.iter().any(|state| matches!(state, State::Corrupt(_)))) {
+                self.journal.finished(shard.first().map_or("", BlobFile::shard), began);
+            }
+        }
+        Ok(states)
+    }
+
+    /// Whether the contents of a few files hash to their names; those that are known to do are not read.
+    fn check(&self, files: Range<usize>) -> Result<Vec<State>> {
+        let Self { store, monitor, .. } = *self;
+        let next = files.end;
+        let files = &self.files[files];
+        let mut states: Vec<State> = files.iter().map(|_| State::None).collect();
+        let (mut places, mut small) = (Vec::new(), Vec::new());
+        for (place, file) in files.iter().enumerate() {
+            let len = file.meta.len;
+            let Some((digest, form)) = file.blob.filter(|_| len > 0) else {
+                monitor.advance(1, 0)?;
+                continue;
+            };
+            if self.journal.vouches(file.shard(), &file.meta) {
+                states[place] = State::Known;
+                monitor.advance(1, 0)?;
+            } else if len <= WHOLE_FILE_BYTES as u64 {
                 places.push(place);
                 small.push((digest, form, usize::try_from(len).unwrap_or(WHOLE_FILE_BYTES)));
-            }
-            Some((digest, form)) if !known => {
+            } else {
                 let reader = store.open_file(&digest, form);
                 let found = reader.and_then(|reader| reader.map(|reader| reader.read_to(&mut std::io::sink())).transpose());
                 states[place] = state(store, &digest, form, found.map(|len| len.is_some()))?;
                 monitor.advance(1, len)?;
             }
-            found => {
-                states[place] = found.map_or(State::None, |_| State::Known);
-                monitor.advance(1, 0)?;
+        }
+        let checked = store.check_files(&small, || self.ask_ahead(next), monitor);
+        for ((place, (digest, form, len)), found) in places.into_iter().zip(&small).zip(checked) {
+            states[place] = state(store, digest, *form, found)?;
+            monitor.advance(1, *len as u64)?;
+        }
+        Ok(states)
+    }
+
+    /// Asks the disk for small files of the next tasks, as many as all threads read at once, so that it works while they hash.
+    fn ask_ahead(&self, next: usize) {
+        for file in self.files[next..].iter().take(self.share * pool::threads()) {
+            if let Some((digest, form)) = file.blob.filter(|_| !self.journal.vouches(file.shard(), &file.meta)) {
+                self.store.ask_for(&digest, form, file.meta.len);
             }
         }
     }
-    for ((place, (digest, form, len)), found) in places.into_iter().zip(&small).zip(store.check_files(&small, monitor)) {
-        states[place] = state(store, digest, *form, found)?;
-        monitor.advance(1, *len as u64)?;
-    }
-    Ok(states)
 }
 
 /// What it says of a file that it was read, or gone, or could not be.

@@ -1,5 +1,6 @@
 //! Images, verification and garbage collection on a store in a directory.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -301,6 +302,48 @@ fn verify_goes_on_where_it_was_interrupted() {
     assert_eq!(report.checked + report.resumed, 2000);
     assert!(!journal.exists(), "it has come to its end");
     assert_eq!(verify(&store, &images, true, &Monitor::new()).unwrap().checked, 1999, "nothing to resume");
+}
+
+#[test]
+fn files_that_are_not_in_memory_are_read_from_the_disk() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, images) = open(root.path());
+    let sizes = [100, 70_000, 300_000, 1 << 20, (1 << 20) + 4097];
+    // Sound, with a flipped bit, cut off: one of each for each size.
+    let blobs: Vec<Digest> = (0..15).map(|n| store.put(&noise(sizes[n / 3], n as u64 + 1)).unwrap()).collect();
+    let forget = || {
+        for path in blobs.iter().map(|digest| store.blob_path(digest)) {
+            let file = fs::File::options().append(true).open(&path).unwrap();
+            file.sync_all().unwrap();
+            #[cfg(target_os = "linux")]
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+    };
+    forget();
+    let report = check(&store, &images);
+    assert_eq!((report.checked, report.corrupt), (15, vec![]));
+    for (n, path) in blobs.iter().map(|digest| store.blob_path(digest)).enumerate().filter(|(n, _)| n % 3 != 0) {
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.pop().unwrap();
+        bytes.extend((n % 3 == 1).then_some(last ^ 1));
+        fs::write(&path, bytes).unwrap();
+    }
+    forget();
+    let found: HashSet<Digest> = check(&store, &images).corrupt.iter().map(|finding| finding.digest.unwrap()).collect();
+    let damaged = (0..15).filter(|n| n % 3 != 0).map(|n| blobs[n]);
+    assert_eq!(found, damaged.collect());
+}
+
+/// Bytes that no codec makes smaller, others for each seed, which is not 0.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..len.div_ceil(8)).flat_map(|_| next()).take(len).collect()
 }
 
 #[test]

@@ -100,6 +100,22 @@ impl Drop for Map {
     }
 }
 
+/// Zeros, in huge pages where the system has them: a disk that reads into those needs few requests, which may double what it reads in a second.
+pub(crate) fn huge_zeros(len: usize) -> Vec<u8> {
+    let mut memory: Vec<u8> = Vec::with_capacity(len);
+    #[cfg(target_os = "linux")]
+    {
+        let spare = memory.spare_capacity_mut();
+        let unaligned = spare.as_ptr().align_offset(SYSTEM_PAGE);
+        if let Some(pages) = spare.get_mut(unaligned..) {
+            // SAFETY: it changes nothing that the memory holds. It is refused where the system was built without huge pages.
+            let _ = unsafe { rustix::mm::madvise(pages.as_mut_ptr().cast(), pages.len(), Advice::LinuxHugepage) };
+        }
+    }
+    memory.resize(len, 0);
+    memory
+}
+
 /// Makes a file this long, with all its blocks taken on the file system: a mapping of it never runs out of space.
 pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]

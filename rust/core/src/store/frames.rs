@@ -24,6 +24,10 @@ use crate::{io, limits};
 /// Content bytes that a thread decodes before it hashes them together. A content that has more is decoded and hashed piece by piece.
 const DECODED_BYTES: usize = 32 << 20;
 
+/// Files of so many bytes that are not in memory are checked without being taken there: one request each keeps a disk busy, nothing is copied,
+/// and what others have in memory stays.
+const DIRECT_BYTES: usize = 256 << 10;
+
 impl DirStore {
     /// Bytes of the frames as they are stored; none is read.
     ///
@@ -96,7 +100,11 @@ impl DirStore {
                 if len != frame.len() as u64 {
                     return Err(Error::Changed { path: reader.path(), reason: format!("its frame has {len} bytes, not {}", frame.len()) });
                 }
-                Ok((reader.fill_cached_frame(frame)?, reader, frame))
+                let filled = reader.fill_cached_frame(frame)?;
+                if !filled {
+                    io::read_ahead(&reader.file);
+                }
+                Ok((filled, reader, frame))
             };
             match open() {
                 Ok((true, reader, frame)) => read.push((index, reader, &*frame)),
@@ -134,23 +142,25 @@ impl DirStore {
     }
 
     /// Verifies a few files, each in the form and of the length that it was found with, all in memory at once; false for one that is gone.
-    pub(crate) fn check_files(&self, files: &[(Digest, Form, usize)], monitor: &Monitor) -> Vec<Result<bool>> {
+    /// `waiting` is called when the disk has been asked for some of them, before they are read.
+    pub(crate) fn check_files(&self, files: &[(Digest, Form, usize)], waiting: impl FnOnce(), monitor: &Monitor) -> Vec<Result<bool>> {
         thread_local!(static FRAMES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
         FRAMES.with_borrow_mut(|memory| {
-            let len = files.iter().map(|(.., len)| len).sum();
+            let len = files.iter().map(|(.., len)| len.next_multiple_of(io::DIRECT_UNIT)).sum::<usize>() + io::DIRECT_UNIT;
             if memory.len() < len {
-                memory.resize(len, 0);
+                *memory = io::map::huge_zeros(len);
             }
-            self.check_into(files, memory, monitor)
+            let unaligned = memory.as_ptr().align_offset(io::DIRECT_UNIT);
+            self.check_into(files, &mut memory[unaligned..], waiting, monitor)
         })
     }
 
-    fn check_into(&self, files: &[(Digest, Form, usize)], mut free: &mut [u8], monitor: &Monitor) -> Vec<Result<bool>> {
+    fn check_into(&self, files: &[(Digest, Form, usize)], mut free: &mut [u8], waiting: impl FnOnce(), monitor: &Monitor) -> Vec<Result<bool>> {
         let mut checked: Vec<Result<bool>> = files.iter().map(|_| Ok(true)).collect();
-        let mut wait = Vec::new();
+        let (mut large, mut wait) = (Vec::new(), Vec::new());
         let mut read = Vec::with_capacity(files.len());
         for (index, (digest, form, len)) in files.iter().enumerate() {
-            let (frame, rest) = mem::take(&mut free).split_at_mut(*len);
+            let (memory, rest) = mem::take(&mut free).split_at_mut(len.next_multiple_of(io::DIRECT_UNIT));
             free = rest;
             let open = || {
                 monitor.check()?;
@@ -159,18 +169,45 @@ impl DirStore {
                 if reader.file_len()? != *len as u64 {
                     return reader.read_frame().map(|_| Some((true, None)));
                 }
-                Ok(Some((reader.fill_cached_frame(frame)?, Some((reader, frame)))))
+                if *len >= DIRECT_BYTES && io::is_cold(&reader.file, *len as u64) {
+                    return Ok(Some((false, Some((reader, memory)))));
+                }
+                Ok(Some((reader.fill_cached_frame(&mut memory[..*len])?, Some((reader, memory)))))
             };
             match open() {
-                Ok(Some((true, Some((reader, frame))))) => read.push((index, reader, &*frame)),
-                Ok(Some((false, Some((reader, frame))))) => wait.push((index, reader, frame)),
+                Ok(Some((true, Some((reader, memory))))) => read.push((index, reader, &memory[..*len])),
+                Ok(Some((false, Some((reader, memory))))) if *len >= DIRECT_BYTES => large.push((index, reader, memory)),
+                Ok(Some((false, Some((reader, memory))))) => {
+                    io::read_ahead(&reader.file);
+                    wait.push((index, reader, &mut memory[..*len]));
+                }
                 Ok(Some((_, None))) => {}
                 Ok(None) => checked[index] = Ok(false),
                 Err(error) => checked[index] = Err(error),
             }
         }
+        if !wait.is_empty() {
+            waiting();
+        }
+        for (index, reader, memory) in large {
+            let len = files[index].2;
+            match monitor.check().and_then(|()| reader.fill_directly(memory, len)) {
+                Ok(true) => read.push((index, reader, &memory[..len])),
+                Ok(false) => wait.push((index, reader, &mut memory[..len])),
+                Err(error) => checked[index] = Err(error),
+            }
+        }
         self.verify_frames(read, wait, monitor, |index, found| checked[index] = found.map(|_| true));
         checked
+    }
+
+    /// Asks the disk for a file that will be checked.
+    pub(crate) fn ask_for(&self, digest: &Digest, form: Form, len: u64) {
+        if len < DIRECT_BYTES as u64
+            && let Ok(Some(reader)) = self.open_file(digest, form)
+        {
+            io::read_ahead(&reader.file);
+        }
     }
 
     /// Verifies a blob of any size, piece by piece; returns the bytes of its frame.
@@ -189,20 +226,25 @@ impl DirStore {
 }
 
 impl BlobReader<'_> {
-    /// Fills `frame` if that needs no waiting for the disk, which is asked for the file otherwise.
+    /// Fills `frame` if that needs no waiting for the disk.
     fn fill_cached_frame(&self, frame: &mut [u8]) -> Result<bool> {
         if self.store.tells_cached.load(Ordering::Relaxed) {
             match io::read_cached_at(&self.file, &mut [IoSliceMut::new(frame)], 0).map_err(|error| self.io(error))? {
-                Cached::Bytes(n) if n == frame.len() => return Ok(true),
-                Cached::Bytes(_) | Cached::Nothing => {
-                    io::read_ahead(&self.file);
-                    return Ok(false);
-                }
+                Cached::Bytes(n) => return Ok(n == frame.len()),
+                Cached::Nothing => return Ok(false),
                 Cached::Unknown => self.store.tells_cached.store(false, Ordering::Relaxed),
             }
         }
         self.fill_frame(frame)?;
         Ok(true)
+    }
+
+    /// Fills the first `len` bytes of `memory`, whose length and place are those that [`io::read_directly`] needs; false where that cannot be.
+    fn fill_directly(&self, memory: &mut [u8], len: usize) -> Result<bool> {
+        match io::read_directly(&self.file, memory).map_err(|error| self.io(error))? {
+            Some(n) if n < len => Err(self.condemn(&format!("its file ends after {n} bytes"))),
+            found => Ok(found.is_some()),
+        }
     }
 
     fn fill_frame(&self, frame: &mut [u8]) -> Result<()> {
