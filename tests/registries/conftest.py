@@ -240,6 +240,18 @@ def other(tmp_path: Path) -> pfimg.PfStore:
 
 
 @pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where a directory registry will be."""
+    return tmp_path / "deep" / "registry"
+
+
+@pytest.fixture
+def ref(root: Path) -> str:
+    """Its reference."""
+    return f"file://{root}"
+
+
+@pytest.fixture
 def make_image(tmp_path: Path, store: pfimg.PfStore) -> Callable[..., str]:
     """Makes an image of two files and some pages, of which one file and the K side of the last page depend on `version`."""
 

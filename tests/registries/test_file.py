@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import logging
 import os
 import resource
-import signal
 import stat
 import subprocess
 import sys
@@ -24,9 +20,8 @@ from tests.registries.programs import needs_reference
 from tests.registries.s3_places import BucketPlace, point_to
 
 import pfimg
-from pfimg import locks
 from pfimg.keys import SigningKey
-from pfimg.registries import FileRegistry, FileTransport, file
+from pfimg.registries import FileRegistry, FileTransport
 from pfimg.signing import PUBLIC_KEY, sign
 
 if TYPE_CHECKING:
@@ -36,16 +31,6 @@ if TYPE_CHECKING:
     from tests.servers import Kubo, OciServer, S3Server
 
 KEY = "PF_FILE_REG_SIGN_KEY"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "registry"
-
-
-@pytest.fixture
-def ref(root: Path) -> str:
-    return f"file://{root}"
 
 
 def files(root: Path) -> set[str]:
@@ -371,195 +356,6 @@ def test_a_reader_beside_writers_gets_one_image_or_the_other(
     assert writer.returncode == 0
     assert pulls > 0
     assert other.verify().ok
-
-
-def lose_a_blob(store: pfimg.PfStore, image: str) -> str:
-    digest = store.get_manifest(image).world.env
-    Path(str(store.blob_path(digest))).unlink()
-    return digest
-
-
-def not_described(root: Path) -> None:
-    root.mkdir()
-    (root / "pfimg.json").write_text("{")
-
-
-def described_at_length(root: Path) -> None:
-    root.mkdir()
-    (root / "pfimg.json").touch()
-    os.truncate(root / "pfimg.json", 1 << 30)
-
-
-def in_a_circle(root: Path) -> None:
-    root.symlink_to(root)
-
-
-def not_for_us(root: Path) -> None:
-    root.mkdir(0)
-
-
-@pytest.mark.parametrize("damage", [not_described, described_at_length, in_a_circle, not_for_us])
-def test_a_source_of_repairs_that_is_damaged_costs_neither_the_report_nor_the_next_source(
-    tmp_path: Path,
-    ref: str,
-    store: pfimg.PfStore,
-    image: str,
-    damage: Callable[[Path], None],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pfimg.push(store, image, ref)
-    lost = lose_a_blob(store, image)
-    damage(tmp_path / "damaged")
-    if damage is not_for_us and os.geteuid() == 0:
-        # Root may read everything; that this was refused is what the system would say to others.
-        monkeypatch.setattr(file, "_stat", refusing(tmp_path / "damaged"))
-    sources = [f"file://{tmp_path}/damaged", ref]
-    with caplog.at_level(logging.WARNING, "pfimg"):
-        report = store.verify(repair_from=sources[:1])
-        assert [finding.digest for finding in report.missing] == [lost]
-        assert report.repaired == ()
-        assert f"nothing more can be repaired from {sources[0]}" in caplog.text
-        report = store.verify(repair_from=sources)
-    assert report.ok
-    assert report.repaired == (lost,)
-
-
-def refusing(root: Path) -> Callable[[Path], os.stat_result | None]:
-    look = file._stat
-
-    def refuse(path: Path) -> os.stat_result | None:
-        if root in path.parents:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return look(path)
-
-    return refuse
-
-
-def test_what_a_source_healed_before_it_failed_counts(
-    tmp_path: Path, ref: str, store: pfimg.PfStore, image: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    packed = pfimg.push(store, image, ref, layout="packed").ref
-    pfimg.push(store, image, ref)
-    lost = lose_a_blob(store, image)
-    # The loose blobs are asked for first; then the packs, which cannot be read.
-    for path in (tmp_path / "deep/registry/packs").glob("*.idx"):
-        path.write_bytes(b"none")
-    report = store.verify(repair_from=packed)
-    assert report.ok
-    assert report.repaired == (lost,)
-    assert "nothing more can be repaired from" in caplog.text
-
-
-@pytest.mark.parametrize("source", ["nothing://x", "file://relative", "no reference"])
-def test_a_source_of_repairs_that_is_none_is_told(store: pfimg.PfStore, image: str, source: str) -> None:
-    lose_a_blob(store, image)
-    with pytest.raises((pfimg.BadRef, pfimg.UnsupportedScheme)):
-        store.verify(repair_from=source)
-
-
-HOLDER = """
-import fcntl, os, sys
-descriptor = os.open(sys.argv[1], os.O_RDONLY)
-fcntl.flock(descriptor, int(sys.argv[2]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.parametrize(
-    ("below", "kind", "call"),
-    [
-        ("blobs", fcntl.LOCK_SH, "collect"),  # as a push that is stopped
-        ("blobs", fcntl.LOCK_EX, "push"),  # as a collection
-        (".", fcntl.LOCK_EX, "push"),  # as a push that is about to show its image
-        (".", fcntl.LOCK_EX, "remove"),
-    ],
-)
-def test_somebody_who_is_stopped_stops_nobody_for_ever(
-    root: Path,
-    ref: str,
-    store: pfimg.PfStore,
-    make_image: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-    below: str,
-    kind: int,
-    call: str,
-) -> None:
-    first, second = make_image(0), make_image(1)
-    pfimg.push(store, first, ref)
-    pfimg.push(store, second, f"{ref}#gone")
-    pfimg.remove_image(f"{ref}#gone")
-    calls: dict[str, Callable[[], object]] = {
-        "collect": lambda: pfimg.collect_garbage(ref, grace_seconds=0),
-        "push": lambda: pfimg.push(store, second, ref),
-        "remove": lambda: pfimg.remove_image(ref),
-    }
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
-    command = [sys.executable, "-c", HOLDER, str(root / below), str(kind)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        holder.send_signal(signal.SIGSTOP)
-        with pytest.raises(pfimg.BackendError, match="others have held its lock for 0 seconds") as caught:
-            calls[call]()
-        holder.send_signal(signal.SIGCONT)
-        holder.communicate("")
-    assert (caught.value.code, caught.value.retryable) == ("busy", True)
-    # Nothing was done, and all can be.
-    assert pfimg.exists(ref)
-    calls[call]()
-
-
-# On a disk that takes its time, and with much to do.
-COLLECTOR = """
-import sys, time, pfimg
-from pfimg.registries import FileTransport
-FileTransport.sweep_items = 1
-sweep = FileTransport.sweep
-def told(*args):
-    print("one", flush=True)
-    time.sleep(0.01)
-    return sweep(*args)
-FileTransport.sweep = told
-pfimg.collect_garbage(sys.argv[1], grace_seconds=0)
-"""
-
-
-def test_a_push_has_its_turn_while_much_is_collected(
-    root: Path, ref: str, store: pfimg.PfStore, tmp_path: Path, image: str
-) -> None:
-    many = tmp_path / "many"
-    many.mkdir()
-    for n in range(300):
-        (many / str(n)).write_text(str(n))
-    pfimg.push(store, pfimg.snapshot(store, agent="tester", fs_root=many), f"{ref}#many")
-    pfimg.remove_image(f"{ref}#many")
-    with subprocess.Popen([sys.executable, "-c", COLLECTOR, ref], stdout=subprocess.PIPE, text=True) as collector:
-        assert collector.stdout is not None
-        assert collector.stdout.readline() == "one\n"
-        pfimg.push(store, image, ref)
-        left = len(list((root / "blobs").glob("*/*/*")))
-        collector.stdout.read()
-    assert collector.returncode == 0
-    assert left > 250
-    assert pfimg.collect_garbage(ref, grace_seconds=0).freed == 0
-
-
-def test_ctrl_c_is_answered_while_somebody_else_has_the_lock(root: Path, ref: str, store: pfimg.PfStore, image: str) -> None:
-    pfimg.push(store, image, ref)
-    descriptor = os.open(root / "blobs", os.O_RDONLY)
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        with pytest.raises(KeyboardInterrupt):
-            pfimg.push(store, image, ref)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        os.close(descriptor)
-    assert pfimg.push(store, image, ref).sent == 0
 
 
 def test_an_image_that_has_been_everywhere_is_the_same_bytes(

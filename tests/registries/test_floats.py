@@ -65,16 +65,6 @@ class Directory:
             (self.root / name).write_bytes(content)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "registry"
-
-
-@pytest.fixture
-def ref(root: Path) -> str:
-    return f"file://{root}"
-
-
 @pytest.fixture(params=["directory", pytest.param("minio", marks=pytest.mark.server("minio"))])
 def tree(request: pytest.FixtureRequest, root: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     if request.param == "directory":

@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "registry"
-
-
-@pytest.fixture
 def pushed(root: Path, store: pfimg.PfStore, image: str) -> str:
     """An image in the directory."""
     pfimg.push(store, image, f"file://{root}")
