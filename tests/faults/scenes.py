@@ -184,7 +184,7 @@ def _prepared(root: Path) -> None:
     write_image(root)
 
 
-def push(to: Callable[[Path], str], *, seen: Callable[[Path], str] | None = None, **options: str) -> Scene:
+def push(to: Callable[[Path], str], seen: Callable[[Path], str] | None = None, /, **options: str) -> Scene:
     """To the registry that `to` names, where others see it as `seen` names it."""
     seen = seen or to
 
@@ -233,7 +233,7 @@ def pull(to: Callable[[Path], str], layers: list[str] | None = None, **options: 
 def at_a_node(root: Path) -> None:
     """Pushes the image to an IPFS node, and notes where it is seen there, which its content tells."""
     _prepared(root)
-    (root / "address").write_text(push(lambda _: "ipfs://").act(root))
+    (root / "address").write_text(str(push(lambda _: "ipfs://").act(root)))
 
 
 def address(root: Path) -> str:

@@ -134,7 +134,7 @@ def test_a_kill_at_any_request_to_a_hub(direction: str, scratch: Path, record: C
 def node_everywhere(direction: str, kubo: Kubo, base: Path) -> tuple[int, int]:
     # What is pushed is named by its content: the node forgets it before each push.
     if direction == "push":
-        scene = replace(scenes.push(lambda _: "ipfs://", seen=scenes.address), prepare=scenes.at_a_node)
+        scene = replace(scenes.push(lambda _: "ipfs://", scenes.address), prepare=scenes.at_a_node)
         return kill_everywhere(scene, base, is_remote=True, renew=lambda: forget(kubo))
     return kill_everywhere(replace(scenes.pull(scenes.address), prepare=scenes.at_a_node), base, is_remote=True)
 
