@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pfimg.registries.connections import _Chunks
 
 chunks = st.lists(st.binary(min_size=1, max_size=60), max_size=12)
+chunks |= st.integers(1, 20).flatmap(lambda size: st.lists(st.binary(min_size=size, max_size=size), max_size=12))
 cuts = st.lists(st.integers(0, 1500), max_size=25)
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -106,14 +106,14 @@ class Connections(httpx.BaseTransport):
         self._ca = ca
         self._backend = _Backend(patience)
         self._lock = threading.Lock()
-        self._idle: dict[str | None, list[httpcore.ConnectionPool]] = {}
+        self._idle: dict[tuple[str, str | None], list[httpcore.ConnectionPool]] = {}
         self._proxies: dict[tuple[str, str, int], str | None] = {}
         self.timeout = {"connect": patience.connect, "read": patience.silence, "write": patience.silence}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See httpx.BaseTransport; raises the exceptions of httpcore."""
         url = request.url
-        pool, hand_on = self._pool(self._proxy(url))
+        pool, hand_on = self._pool(url.scheme, self._proxy(url))
         try:
             answer = pool.handle_request(
                 httpcore.Request(
@@ -155,14 +155,15 @@ class Connections(httpx.BaseTransport):
             self._proxies[server] = proxy if proxy is None or "://" in proxy else f"http://{proxy}"
         return self._proxies[server]
 
-    def _pool(self, proxy: str | None) -> tuple[httpcore.ConnectionPool, Callable[[], None]]:
+    def _pool(self, scheme: str, proxy: str | None) -> tuple[httpcore.ConnectionPool, Callable[[], None]]:
         """A pool for one request, and what gives it to the next."""
         with self._lock:
-            idle = self._idle.setdefault(proxy, [])
+            idle = self._idle.setdefault((scheme, proxy), [])
             pool = idle.pop() if idle else None
         if pool is None:
             pool = httpcore.ConnectionPool(
-                ssl_context=self._context,
+                # Reading the certificates that this machine trusts takes 20 ms.
+                ssl_context=self._context if scheme == "https" else None,
                 proxy=_parse_proxy(proxy) if proxy else None,
                 max_connections=_HOSTS,
                 keepalive_expiry=_IDLE_SECONDS,
@@ -317,6 +318,7 @@ class _Chunks:
         self._head = b""  # of the answer, until it is whole
         self._rest = b""  # the beginning of a line
         self._left = 0  # bytes of a chunk that are still to come, and the end of its line
+        self._again = (0, b"")  # the same for all of the last chunk, and what comes between two of its length
         self._act = self._seek
 
     def merge(self, data: bytes) -> bytes:
@@ -347,6 +349,11 @@ class _Chunks:
         at, tail = 0, b""
         while at < len(data):
             if self._left > 2:  # noqa: PLR2004 - more than the end of the line
+                # Most are as long as the one before.
+                left, between = self._again
+                while data.startswith(between, end := at + self._left - 2):
+                    found.append(data[at:end])
+                    self._left, at = left, end + len(between)
                 found.append(data[at : at + self._left - 2])
                 at += len(found[-1])
                 self._left -= len(found[-1])
@@ -363,6 +370,7 @@ class _Chunks:
                 self._act, tail = self._pass, (b"!" if self._left else b"") + data[at:]
                 break
             self._left, at = int(size[0], 16) + 2, end + 2
+            self._again = self._left, b"\r\n%b\r\n" % size[0]
         merged = b"".join(found)
         return (b"%x\r\n%b\r\n" % (len(merged), merged) if merged else b"") + tail
 

@@ -15,6 +15,7 @@ Limits: to push, the node's API is needed; a gateway only gives. Digests are SHA
 """
 
 # ruff: noqa: ARG002 - a transport is for one reference, so that its methods need not look at the one they get
+import base64
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from pfimg import car, config
-from pfimg._core import CarFrame, CarPlan
+from pfimg._core import CarFrame, CarPlan, digests_of
 from pfimg.errors import BackendError, BadRef, BlobNotFound, FormatError, IntegrityError, RegistryError
 from pfimg.registries.base import MANIFEST_BYTES, Sink, StoredBlob, Traffic
 from pfimg.registries.ipfs.arrival import Arrival
@@ -46,7 +47,7 @@ _MOST: Final = 0.6
 _RAW: Final = "bafkrei"
 # Blobs, and bytes, that one request to a node fetches.
 _TOGETHER: Final = 250
-_TOGETHER_BYTES: Final = 8 << 20
+_TOGETHER_BYTES: Final = 4 << 20
 # A node is given archives in pieces of at least so many bytes to hash.
 _PIECE_BYTES: Final = 1 << 20
 
@@ -236,14 +237,13 @@ class IpfsTransport:
             batches[-1].append((digest, entry))
             held += entry.size
 
-        def get(batch: list[tuple[str, car.Link]]) -> list[tuple[str, bytes]]:
+        def get(batch: list[tuple[str, car.Link]]) -> list[tuple[str, memoryview]]:
             sizes = [entry.size for _, entry in batch]
-            content = node.contents([entry.cid for _, entry in batch], sum(sizes))
+            content = memoryview(node.contents([entry.cid for _, entry in batch], sum(sizes)))
             ends = itertools.accumulate(sizes)
             pieces = [content[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-            return [
-                (digest, piece) for (digest, entry), piece in zip(batch, pieces, strict=True) if car.cid_of(piece) == entry.cid
-            ]
+            came = zip(batch, pieces, digests_of(pieces), strict=True)
+            return [(digest, piece) for (digest, entry), piece, found in came if found == _sha256_in(entry.cid)]
 
         with closing(self._workers.map(get, filter(None, batches), lambda _: _TOGETHER_BYTES)) as results:
             for batch, frames in results:
@@ -295,6 +295,11 @@ class IpfsTransport:
             raise BlobNotFound(f"blob {digest} is not in {self._ref}: {error}", digest=digest) from error
         except IntegrityError as error:
             raise IntegrityError(f"blob {digest} of {self._ref}: {error}", digest=digest) from error
+
+
+def _sha256_in(cid: str) -> str:
+    """The digest in the CID of a single block."""
+    return f"sha256:{base64.b32decode(cid[1:].upper() + '======')[4:].hex()}"
 
 
 def _file_name(digest: str) -> str:
