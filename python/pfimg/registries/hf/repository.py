@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, urljoin
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.lfs import lfs_upload, post_lfs_batch_info
+from huggingface_hub.lfs import UploadInfo, lfs_upload, post_lfs_batch_info
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -29,6 +29,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 from huggingface_hub.utils._runtime import is_xet_available
 
+from pfimg._core import digests_of
 from pfimg.errors import BackendError, FormatError
 from pfimg.registries.base import Traffic
 from pfimg.registries.connections import Patience
@@ -224,7 +225,15 @@ class Repository:
         """
 
         def prepare() -> list[CommitOperationAdd]:
-            return [_addition(path, content) for path, content in contents.items()]
+            # The library would hash one after another.
+            digests = iter(digests_of([content for content in contents.values() if not isinstance(content, Path)]))
+            additions = [
+                CommitOperationAdd(path, content) if isinstance(content, Path) else _addition(path, content, next(digests))
+                for path, content in contents.items()
+            ]
+            for addition in additions:
+                addition._upload_mode = "lfs"  # noqa: SLF001 - what the library would ask the Hub
+            return additions
 
         if is_xet_available():
             with_xet = prepare()
@@ -433,16 +442,18 @@ class _View(io.RawIOBase):
         return len(part)
 
 
-def _addition(path: str, content: Buffer | Path) -> CommitOperationAdd:
-    given: bytes | Path | io.BufferedReader
-    if isinstance(content, bytes | Path):
-        given = content
-    elif is_xet_available() and memoryview(content).nbytes <= _COPIED_BYTES:
-        given = bytes(content)
+def _addition(path: str, content: Buffer, digest: str) -> CommitOperationAdd:
+    """A file whose content is in memory, and has this digest."""
+    addition = CommitOperationAdd(path, b"")
+    view = memoryview(content).cast("B")
+    sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
+    addition.upload_info = UploadInfo(size=view.nbytes, sample=bytes(view[:512]), sha256=sha256)
+    if isinstance(content, bytes):
+        addition.path_or_fileobj = content
+    elif is_xet_available() and view.nbytes <= _COPIED_BYTES:
+        addition.path_or_fileobj = bytes(view)
     else:
-        given = io.BufferedReader(_View(content))
-    addition = CommitOperationAdd(path, given)
-    addition._upload_mode = "lfs"  # noqa: SLF001 - what the library would ask the Hub
+        addition.path_or_fileobj = io.BufferedReader(_View(content))
     return addition
 
 
