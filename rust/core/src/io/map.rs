@@ -10,6 +10,9 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// Bytes of the smallest page that a system maps.
 const SYSTEM_PAGE: usize = 4096;
+/// Less than this is a part of memory that others use too.
+#[cfg(target_os = "linux")]
+const HUGE_PAGE: usize = 2 << 20;
 
 /// A mapping, all of whose memory is there.
 pub(crate) struct Map {
@@ -100,11 +103,12 @@ impl Drop for Map {
     }
 }
 
-/// Zeros, in huge pages where the system has them: a disk that reads into those needs few requests, which may double what it reads in a second.
+/// Zeros, in huge pages where they fill some and the system has them: a disk that reads into those needs few requests, which may double what
+/// it reads in a second.
 pub(crate) fn huge_zeros(len: usize) -> Vec<u8> {
     let mut memory: Vec<u8> = Vec::with_capacity(len);
     #[cfg(target_os = "linux")]
-    {
+    if len >= HUGE_PAGE {
         let spare = memory.spare_capacity_mut();
         let unaligned = spare.as_ptr().align_offset(SYSTEM_PAGE);
         if let Some(pages) = spare.get_mut(unaligned..) {

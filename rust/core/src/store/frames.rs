@@ -193,7 +193,10 @@ impl DirStore {
             let len = files[index].2;
             match monitor.check().and_then(|()| reader.fill_directly(memory, len)) {
                 Ok(true) => read.push((index, reader, &memory[..len])),
-                Ok(false) => wait.push((index, reader, &mut memory[..len])),
+                Ok(false) => {
+                    io::read_ahead(&reader.file);
+                    wait.push((index, reader, &mut memory[..len]));
+                }
                 Err(error) => checked[index] = Err(error),
             }
         }
